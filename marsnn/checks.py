@@ -1,0 +1,52 @@
+"""The few checks on users' tensors and settings that many modules share.
+
+Legend of shapes, used in every docstring of the package:
+
+    L tokens (or samples of a sequence)     T micro-steps of a neuron inside one token
+    B batch                                 N neurons, D features, C classes, * any leading axes
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from marsnn.errors import InputError, NonFiniteError
+
+
+def positive(name: str, value: float | Tensor) -> None:
+    """Refuse a setting that is not finite and greater than zero."""
+    if isinstance(value, Tensor):
+        good = bool(torch.isfinite(value).all() and (value > 0).all())
+        shown = f"a tensor with minimum {value.min().item():g}" if value.numel() else "an empty tensor"
+    else:
+        good = isinstance(value, int | float) and math.isfinite(value) and value > 0
+        shown = repr(value)
+    if not good:
+        raise InputError(f"{name} must be finite and > 0, got {shown}")
+
+
+def count(name: str, value: object) -> int:
+    """Return `value` as an int >= 1, or refuse it."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a whole number >= 1, got {value!r}")
+    return value
+
+
+def finite(where: str, tensor: Tensor) -> None:
+    """Refuse NaN and infinity, saying how many and where the first one is.
+
+    Inside `torch.compile` and `torch.func` transforms values can't be read, so nothing is checked.
+    """
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+        return
+    bad = (~torch.isfinite(tensor)).nonzero()
+    first = tuple(bad[0].tolist())
+    raise NonFiniteError(
+        f"{where} holds {len(bad)} NaN or infinite values of {tensor.numel()}, the first at index "
+        f"{first}; clean or rescale it first"
+    )

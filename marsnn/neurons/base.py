@@ -1,0 +1,267 @@
+"""The contract that every neuron keeps, and the registry that finds them by name.
+
+A neuron is a pure step function (`lif_step`, `atmn_step`, ...) and a thin Module that owns its settings
+and parameters. State goes in and comes out; the Module never keeps it:
+
+    spikes, state = neuron.step(current, state)      one micro-step, [*, N]
+    spikes, state = neuron(currents, state)          T micro-steps, [T, *, N]
+    spikes = neuron.encode(x)                        a static activation, [*, N] -> [T, *, N]
+    x_hat  = neuron.decode(spikes)                   the activation that spikes stand for, [T, *, N] -> [*, N]
+
+To add a neuron, write one file with its State, Params, step function and Module, and put
+`@register("Name")` on the Module: the contract tests, the network, the simulator, the energy counter and
+the plots then know it.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from marsnn import surrogate as surrogates
+from marsnn.checks import count, finite
+from marsnn.errors import InputError, ShapeError
+
+Carry = Literal["token", "sequence"]
+
+
+class UpdateCost(NamedTuple):
+    """Arithmetic of one neuron in one micro-step, beside its synapses."""
+
+    mul: int
+    add: int
+
+
+class Neuron(nn.Module, ABC):
+    """A population of N neurons; see the module's docstring for the calls.
+
+    Args:
+        features: N, or None for settings shared by every neuron of any shape.
+        steps: T, the micro-steps of one token.
+        surrogate: spike function, `marsnn.surrogate.atan(2.0)` if None.
+        feature_dim: the axis of N counted from the end: -1 for [*, N], -3 for [*, N, height, width].
+        carry: "token" forgets the state when a token ends, "sequence" hands it to the next token. Used by
+            `Network`; the calls above never forget anything by themselves.
+    """
+
+    State: ClassVar[type[tuple[Any, ...]]]
+    """NamedTuple of tensors [*, N]; its first field is the membrane."""
+
+    integrates: ClassVar[Literal["token", "step"]] = "step"
+    """How it takes a train: "token" sums it and injects once, "step" takes each step's current."""
+
+    levels: ClassVar[tuple[int, ...]] = (0, 1)
+    """Values that a spike can take; empty for a neuron that emits its membrane."""
+
+    def __init__(
+        self,
+        features: int | None,
+        steps: int,
+        surrogate: surrogates.SpikeFunction | None,
+        feature_dim: int,
+        carry: Carry,
+    ) -> None:
+        super().__init__()
+        self.features = None if features is None else count("features", features)
+        self.steps = count("steps", steps)
+        self.surrogate = surrogates.resolve(surrogate)
+        if not isinstance(feature_dim, int) or feature_dim >= 0:
+            raise InputError(
+                f"feature_dim counts from the end and must be negative, got {feature_dim!r}; "
+                "use -1 for [*, N], -3 for [*, N, height, width]"
+            )
+        self.feature_dim = feature_dim
+        if carry not in ("token", "sequence"):
+            raise InputError(f'carry must be "token" or "sequence", got {carry!r}')
+        self.carry: Carry = carry
+
+    # ---- the equation -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def step(self, current: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """One micro-step: current [*, N] and a state (None: at rest) to (spikes [*, N], next state)."""
+
+    @abstractmethod
+    def present(self, x: Tensor) -> Tensor:
+        """The currents [T, *, N] by which this neuron receives a static activation x [*, N]."""
+
+    @abstractmethod
+    def step_gain(self, train: Tensor) -> Tensor:
+        """What a spike of `train` [T, *, N] is worth to a receiver that takes every step.
+
+        Broadcastable against the train, and scaled so that the mean over the steps of `step_gain * train`
+        is `decode(train)`: a rate code keeps its rate, whatever T is.
+        """
+
+    @property
+    @abstractmethod
+    def update_cost(self) -> UpdateCost:
+        """Multiplications and additions of one neuron in one micro-step."""
+
+    # ---- calls that follow from it ------------------------------------------------------------------
+
+    def forward(self, currents: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+        """T micro-steps over given currents.
+
+        Args:
+            currents: [T, *, N]; T may differ from `self.steps`.
+            state: where an earlier call ended, or None for rest.
+
+        Returns:
+            spikes [T, *, N] and the final state.
+
+        Raises:
+            ShapeError: an axis is missing or N is wrong.   NonFiniteError: NaN or infinite currents.
+        """
+        spikes, _, state = self._unroll(currents, state, keep_membrane=False)
+        return spikes, state
+
+    def trace(self, currents: Tensor, state: Any = None) -> tuple[Tensor, Tensor, Any]:
+        """As `forward`, with the membrane [T, *, N] after each step: (spikes, membrane, state)."""
+        spikes, membrane, state = self._unroll(currents, state, keep_membrane=True)
+        return spikes, torch.stack(membrane), state
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Spikes [T, *, N] of a static activation x [*, N], from rest, over T = `self.steps`."""
+        self._check_current("x", x)
+        return self(self.present(x))[0]
+
+    def decode(self, spikes: Tensor) -> Tensor:
+        """The activation [*, N] that spikes [T, *, N] stand for."""
+        self._check_train("spikes", spikes)
+        return (self.step_gain(spikes) * spikes).mean(0)
+
+    def initial_state(self, current: Tensor) -> Any:
+        """The state at rest for currents [*, N]: all zeros."""
+        return self.State(*(torch.zeros_like(current) for _ in self.state_fields()))
+
+    @classmethod
+    def state_fields(cls) -> tuple[str, ...]:
+        """Names of the state's tensors, the membrane first."""
+        return cls.State._fields  # type: ignore[attr-defined]
+
+    def state_from(self, fields: Mapping[str, Tensor]) -> Any:
+        """Rebuild a state from its named tensors, as a saved Recording holds them."""
+        return self.State(**{name: fields[name] for name in self.state_fields()})
+
+    # ---- settings travel with the parameters --------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """JSON-ready settings that are not tensors."""
+        return {
+            "steps": self.steps,
+            "carry": self.carry,
+            "feature_dim": self.feature_dim,
+            "surrogate": surrogates.to_settings(self.surrogate),
+        }
+
+    def apply_settings(self, settings: Mapping[str, Any]) -> None:
+        """Take over what `settings` wrote; a surrogate of another library is left as it is."""
+        for name, value in settings.items():
+            if name != "surrogate":
+                setattr(self, name, value)
+            elif value is not None:
+                self.surrogate = surrogates.from_settings(value)
+
+    def get_extra_state(self) -> Tensor:
+        """The settings as a tensor of UTF-8 bytes, so that safetensors can hold a whole state_dict."""
+        return torch.tensor(list(json.dumps(self.settings()).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.apply_settings(json.loads(bytes(state.tolist())))
+
+    def extra_repr(self) -> str:
+        return f"features={self.features}, steps={self.steps}"
+
+    # ---- inside -------------------------------------------------------------------------------------
+
+    def _unroll(self, currents: Tensor, state: Any, keep_membrane: bool) -> tuple[Tensor, list[Tensor], Any]:
+        self._check_train("currents", currents)
+        finite(f"{type(self).__name__}: currents", currents)
+        if state is not None and state[0].shape != currents.shape[1:]:
+            raise ShapeError(
+                f"{type(self).__name__}: expected a state {list(currents.shape[1:])}, got "
+                f"{list(state[0].shape)}; pass the state that an earlier call of the same shape returned"
+            )
+        spikes, membrane = [], []
+        for current in currents:
+            spike, state = self.step(current, state)
+            spikes.append(spike)
+            if keep_membrane:
+                membrane.append(state[0])
+        return torch.stack(spikes), membrane, state
+
+    def _along_features(self, setting: Tensor, like: Tensor) -> Tensor:
+        """A setting, [] or [N], in the dtype of `like` and broadcastable against [*, N]."""
+        setting = setting.to(like.dtype)
+        return setting.reshape(-1, *[1] * (-self.feature_dim - 1)) if setting.ndim else setting
+
+    def _check_current(self, name: str, current: Tensor) -> None:
+        who = type(self).__name__
+        if not current.is_floating_point():
+            raise InputError(
+                f"{who}: {name} must be floating point, got {current.dtype}; call .float() on it"
+            )
+        if self.features is not None and (
+            current.ndim < -self.feature_dim or current.shape[self.feature_dim] != self.features
+        ):
+            axis = "" if self.feature_dim == -1 else f" at axis {self.feature_dim}"
+            raise ShapeError(f"{who}: expected {name} [*, {self.features}]{axis}, got {list(current.shape)}")
+
+    def _check_train(self, name: str, train: Tensor) -> None:
+        who = type(self).__name__
+        if train.ndim < 1 - self.feature_dim if self.features is not None else train.ndim < 1:
+            raise ShapeError(
+                f"{who}: expected {name} [T, *, N], got {list(train.shape)}; "
+                "give one step's current to step(), a static activation to encode()"
+            )
+        if len(train) == 0:
+            raise ShapeError(f"{who}: {name} has T = 0 steps, expected at least 1")
+        self._check_current(name, train)
+
+
+def setting_tensor(name: str, value: float | Tensor, features: int | None) -> Tensor:
+    """A threshold or time constant as a tensor, [] or [features], float32 unless it came otherwise."""
+    tensor = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(float(value))
+    if not tensor.is_floating_point():
+        tensor = tensor.float()
+    if tensor.ndim > 1 or (tensor.ndim == 1 and tensor.numel() not in (1, features)):
+        raise ShapeError(
+            f"{name} must be a number or a tensor [{features if features is not None else 'features'}], "
+            f"got a tensor {list(tensor.shape)}; a tensor needs features=N in the constructor"
+        )
+    return tensor
+
+
+_REGISTRY: dict[str, type[Neuron]] = {}
+NeuronClass = TypeVar("NeuronClass", bound=type[Neuron])
+
+
+def register(name: str) -> Callable[[NeuronClass], NeuronClass]:
+    """Class decorator: make a neuron known by `name`. A name can be taken only once."""
+
+    def add(cls: NeuronClass) -> NeuronClass:
+        if name in _REGISTRY and _REGISTRY[name] is not cls:
+            raise InputError(f"a neuron named {name!r} is registered already: {_REGISTRY[name]}")
+        _REGISTRY[name] = cls
+        return cls
+
+    return add
+
+
+def names() -> tuple[str, ...]:
+    """The registered neurons' names, in order of registration."""
+    return tuple(_REGISTRY)
+
+
+def get(name: str) -> type[Neuron]:
+    """The neuron class of that name; the error lists the known ones."""
+    try:
+        return _REGISTRY[name]
+    except KeyError:
+        raise InputError(f"no neuron named {name!r}; known: {', '.join(_REGISTRY)}") from None

@@ -1,0 +1,85 @@
+"""LeakyIntegrator, the non-spiking readout."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from marsnn.neurons.base import Carry, Neuron, UpdateCost, register
+from marsnn.neurons.lif import decay_from
+
+
+class LeakyIntegratorState(NamedTuple):
+    """What a leaky integrator carries between micro-steps."""
+
+    v: Tensor  # [*, N] membrane, in the units of the current
+
+
+def leaky_integrator_step(
+    current: Tensor, state: LeakyIntegratorState, beta: Tensor
+) -> tuple[Tensor, LeakyIntegratorState]:
+    """One micro-step of a leaky integrator without threshold.
+
+        tau dv/dt = -v + tau I    sampled as    v' = beta v + I,   beta = 1 - 1 / tau
+
+    The output is the membrane itself. Shapes: current, v and the output are [*, N]. Units: those of the
+    current. No spike, no reset. Source: Gerstner et al. 2014, Neuronal Dynamics, section 1.3.
+    """
+    v = beta * state.v + current
+    return v, LeakyIntegratorState(v)
+
+
+@register("LeakyIntegrator")
+class LeakyIntegrator(Neuron):
+    """A membrane that is read out as it is: the usual last layer of a spiking classifier.
+
+    Its "spikes" are the graded membrane, and `decode` is their mean over the steps.
+
+    Args:
+        features: N, or None for any shape.
+        steps: T.
+        beta: decay in [0, 1].   tau: time constant >= 1 in steps, beta = 1 - 1 / tau; default tau = 2.
+        carry: "token" or "sequence", see `Neuron`.
+        feature_dim: axis of N, counted from the end.
+    """
+
+    State = LeakyIntegratorState
+    levels = ()
+
+    def __init__(
+        self,
+        features: int | None = None,
+        steps: int = 4,
+        beta: float | Tensor | None = None,
+        tau: float | Tensor | None = None,
+        carry: Carry = "token",
+        feature_dim: int = -1,
+    ) -> None:
+        super().__init__(features, steps, None, feature_dim, carry)
+        self.beta: Tensor
+        self.register_buffer("beta", decay_from(beta, tau, features))
+
+    def step(
+        self, current: Tensor, state: LeakyIntegratorState | None = None
+    ) -> tuple[Tensor, LeakyIntegratorState]:
+        self._check_current("current", current)
+        beta = self._along_features(self.beta, current)
+        return leaky_integrator_step(current, state or self.initial_state(current), beta)
+
+    def present(self, x: Tensor) -> Tensor:
+        """x, held at every step."""
+        return x.expand(self.steps, *x.shape)
+
+    def step_gain(self, train: Tensor) -> Tensor:
+        """One: the output is a value already."""
+        return train.new_ones(())
+
+    @property
+    def update_cost(self) -> UpdateCost:
+        """Leak and input."""
+        leaks = bool(((self.beta > 0) & (self.beta < 1)).any())
+        return UpdateCost(mul=1 if leaks else 0, add=1)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, beta={self.beta.mean().item():g}"

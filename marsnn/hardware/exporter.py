@@ -1,0 +1,148 @@
+"""export: a trained Network to a bundle that a chip's simulator runs, with its proof and its price."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import marsnn
+from marsnn.checks import finite
+from marsnn.errors import InputError, ShapeError
+from marsnn.files import PathLike
+from marsnn.hardware import bundle as bundles
+from marsnn.hardware import integer, place
+from marsnn.hardware.bundle import Bundle
+from marsnn.hardware.graph import extract
+from marsnn.hardware.price import counts_of
+from marsnn.hardware.quantize import Quantized, quantize, quantize_inputs
+from marsnn.energy.report import EnergyReport
+from marsnn.network import Network
+from marsnn.simulator import simulate
+
+TARGETS = ("lava",)
+MODES = ("window",)
+
+
+def export(
+    network: Network,
+    sample: Tensor,
+    path: PathLike,
+    target: Literal["lava"] = "lava",
+    mode: Literal["window"] = "window",
+) -> Bundle:
+    """Write a network as a bundle that Lava's simulator runs spike for spike.
+
+    Args:
+        network: `Linear` maps with `ATMN` (tau = 1/2, 1 or 2) or `LIF` neurons between them, at the end a
+            neuron or a `Linear` readout.
+        sample: x [L, B, D], representative inputs. They set the input scale and become the golden run.
+        path: the bundle's folder, replaced if it is a bundle already.
+        target, mode: "lava" and "window", the faithful train of T steps a token.
+
+    Returns:
+        The bundle as written. `marsnn.verify(path)` compares it with Lava.
+
+    Raises:
+        ExportError: with every part of the network that has no exact image.
+        ShapeError, NonFiniteError: of the sample or the weights.   FileError: it can't be written.
+    """
+    if target not in TARGETS or mode not in MODES:
+        raise InputError(
+            f"can't export to target {target!r} in mode {mode!r}; known: target {', '.join(TARGETS)}, "
+            f"mode {', '.join(MODES)}"
+        )
+    if not isinstance(network, Network):
+        raise InputError(f"export() takes a marsnn Network, got {type(network).__name__}; wrap its layers")
+    if not isinstance(sample, Tensor) or sample.ndim != 3:
+        shape = list(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__
+        raise ShapeError(f"expected a sample x [L, B, D], got {shape}")
+    finite("sample", sample)
+    network.check_weights()
+    graph = extract(network, sample.shape[-1])
+    reals = in_order(sample.detach().cpu().double().numpy())
+    quantized = quantize(graph, reals, tokens_per_sample=len(sample))
+    inputs = quantize_inputs(reals, quantized.input_scale)
+    golden = integer.run(quantized.graph, inputs)
+    counts = counts_of(quantized.graph, inputs, golden)
+    report = EnergyReport(counts, name=f"{mode} bundle")
+    return bundles.write(
+        path,
+        quantized.graph,
+        inputs,
+        golden,
+        header={
+            "marsnn": marsnn.__version__,
+            "target": target,
+            "mode": mode,
+            "input": {"size": sample.shape[-1], "scale": quantized.input_scale, "max": integer.INPUT_MAX},
+        },
+        units=quantized.units,
+        reports={
+            "certificate": quantized.certificate,
+            "drift": drift(network, sample, quantized, inputs, golden),
+            "counts": counts.to_dict(),
+            "energy": report.to_dict(),
+            "placement": place.place(quantized.graph),
+        },
+    )
+
+
+def in_order(x: NDArray[Any]) -> NDArray[Any]:
+    """x [L, B, *] as the chip receives it, [B L, *]: the tokens of a sample, then the next sample."""
+    return np.ascontiguousarray(np.moveaxis(x, 1, 0)).reshape(-1, *x.shape[2:])
+
+
+def drift(
+    network: Network,
+    sample: Tensor,
+    quantized: Quantized,
+    inputs: NDArray[np.int64],
+    golden: integer.IntegerRun,
+) -> dict[str, Any]:
+    """How far the integers are from the trained floats. Never zero by construction, and never parity.
+
+    Per layer: the share of spike slots that differ when every layer gets the float network's own spikes
+    ("teacher_forced", its own rounding) and when it gets the integers before it ("end_to_end").
+    """
+    recording = simulate(network, sample, record=("spikes",))
+    floats = {name: in_order(np.swapaxes(spikes, 1, 2)) for name, spikes in recording.spikes.items()}
+    rows = []
+    signal = inputs[:, None, :]
+    for stage in quantized.graph.stages:
+        alone, _ = integer.run_stage(quantized.graph, stage, signal)
+        if stage.kind == "readout":
+            break
+        expected = floats[stage.name]
+        rows.append(
+            {
+                "name": stage.name,
+                "teacher_forced": float(np.mean(alone != expected)),
+                "end_to_end": float(np.mean(golden.spikes[stage.name] != expected)),
+                "float_spikes": int(np.count_nonzero(expected)),
+                "integer_spikes": int(np.count_nonzero(golden.spikes[stage.name])),
+            }
+        )
+        signal = expected.astype(np.int64)
+    result: dict[str, Any] = {
+        "claim": "distance of the integer model from the trained float network; not parity",
+        "input_max_error": float(np.abs(inputs * quantized.input_scale - in_order(_reals(sample))).max()),
+        "layers": rows,
+    }
+    for name, sums in golden.outputs.items():
+        exact = in_order(recording.output.astype(np.float64))
+        reals = sums * quantized.units[name]
+        result["output"] = {
+            "name": name,
+            "rms_error": float(np.sqrt(np.mean((reals - exact) ** 2))),
+            "rms": float(np.sqrt(np.mean(exact**2))),
+            "same_largest": float(np.mean(reals.argmax(-1) == exact.argmax(-1))),
+        }
+    return result
+
+
+def _reals(x: torch.Tensor) -> NDArray[np.float64]:
+    return x.detach().cpu().double().numpy()

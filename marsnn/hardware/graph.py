@@ -1,0 +1,194 @@
+"""From a Network to the chain of stages that a chip runs, still in real numbers.
+
+Reads the network, refuses what has no exact image, and lists all refusals at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from marsnn.errors import ExportError
+from marsnn.hardware.integer import ATMN_DECAYS, Arrival, Kind
+from marsnn.network import Network
+from marsnn.neurons import ATMN, LIF
+from marsnn.neurons.base import Neuron
+
+Reals = NDArray[np.float64]
+
+SILENT = (nn.Identity, nn.Dropout)
+"""Layers that do nothing at inference."""
+
+
+@dataclass(frozen=True)
+class Population:
+    """A linear map and the neurons that it drives (or a readout), in real numbers."""
+
+    name: str
+    synapse: str
+    kind: Kind
+    arrival: Arrival
+    weight: Reals  # [N, M], with what a spike of each sender is worth folded into its column
+    bias: Reals  # [N]
+    threshold: Reals  # [N] amplitude of a spike; empty for a readout
+    fire_at: float = 1.0
+    tau: float = 1.0  # ATMN
+    beta: float = 1.0  # LIF
+    reset: Literal["subtract", "zero"] = "subtract"
+    carry: Literal["token", "sequence"] = "token"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The chain that a network becomes."""
+
+    steps: int
+    inputs: int
+    populations: tuple[Population, ...]
+
+
+def extract(network: Network, inputs: int) -> Graph:
+    """The chain of a network whose input has `inputs` features.
+
+    Raises:
+        ExportError: with every reason for which it can't be mapped exactly.
+    """
+    refusals = [
+        f"{target}: a skip from {', '.join(sources)}; remove it" for target, sources in network.skips.items()
+    ]
+    pairs = _pairs(network, inputs, refusals)
+    for name, _, _, neuron in pairs:
+        refusals.extend(f"{name}: {reason}" for reason in _unmappable(neuron))
+    if not refusals and not any(isinstance(neuron, Neuron) for *_, neuron in pairs):
+        refusals.append("the network has no spiking neuron, so there is nothing for the chip to time")
+    if refusals:
+        raise ExportError(refusals)
+
+    steps = network.steps
+    populations = []
+    sender: Neuron | None = None
+    for name, synapse, linear, receiver in pairs:
+        weight, bias = _affine(linear, inputs)
+        populations.append(_population(name, synapse, weight, bias, sender, receiver, steps))
+        sender = receiver
+    return Graph(steps=steps, inputs=inputs, populations=tuple(populations))
+
+
+Pair = tuple[str, str, nn.Linear | None, Neuron | None]
+
+
+def _pairs(network: Network, inputs: int, refusals: list[str]) -> list[Pair]:
+    """(name, synapse's name, linear map or None for the identity, neuron or None for a readout)."""
+    pairs: list[Pair] = []
+    pending: tuple[str, nn.Linear] | None = None
+    for name, layer in network.layers.items():
+        if isinstance(layer, SILENT):
+            continue
+        if isinstance(layer, nn.Linear):
+            if pending is not None:
+                refusals.append(
+                    f"{name}: follows {pending[0]} with no neuron between; merge the two into one Linear"
+                )
+            pending = (name, layer)
+        elif isinstance(layer, Neuron):
+            if pending is None and pairs:
+                refusals.append(f"{name}: follows a neuron directly; put a Linear between them")
+            synapse, linear = pending if pending is not None else (f"{name}.input", None)
+            pairs.append((name, synapse, linear, layer))
+            pending = None
+        else:
+            refusals.append(
+                f"{name}: {type(layer).__name__} has no exact form in this mode; "
+                "window mode maps Linear, ATMN and LIF"
+            )
+    if pending is not None:
+        pairs.append((pending[0], pending[0], pending[1], None))
+    return pairs
+
+
+def _unmappable(neuron: Neuron | None) -> list[str]:
+    if neuron is None:
+        return []
+    kind = type(neuron)
+    if kind is ATMN:
+        tau = neuron.tau.item()
+        if tau not in ATMN_DECAYS:
+            known = ", ".join(f"{value:g}" for value in ATMN_DECAYS)
+            return [f"tau = {tau:g}; a chip can shift only for tau = {known}"]
+        return []
+    if kind is LIF:
+        reasons = []
+        if neuron.beta.numel() > 1 and len(neuron.beta.unique()) > 1:
+            reasons.append("beta differs between neurons; use one beta a layer")
+        return reasons
+    return [f"{kind.__name__} has no integer form in this mode; window mode maps ATMN and LIF"]
+
+
+def _affine(linear: nn.Linear | None, inputs: int) -> tuple[Reals, Reals]:
+    if linear is None:  # a neuron on the input itself
+        return np.eye(inputs), np.zeros(inputs)
+    weight = _real(linear.weight)
+    return weight, np.zeros(len(weight)) if linear.bias is None else _real(linear.bias)
+
+
+def _population(
+    name: str,
+    synapse: str,
+    weight: Reals,
+    bias: Reals,
+    sender: Neuron | None,
+    receiver: Neuron | None,
+    steps: int,
+) -> Population:
+    """Fold what the sender's spikes are worth into the columns, and say how they arrive."""
+    steps_of_receiver = receiver is not None and receiver.integrates == "step"
+    senders = weight.shape[1]
+    arrival: Arrival
+    if sender is None:
+        arrival = "held" if steps_of_receiver else "once"
+    else:
+        worth = _wide(sender.threshold, senders)  # type: ignore[arg-type]
+        tau = sender.tau.item() if isinstance(sender, ATMN) else 1.0
+        if steps_of_receiver:
+            # A receiver that takes every step sees the train at unit mean: T times what a sum would.
+            worth = worth * (steps if isinstance(sender, ATMN) else 1)
+            arrival = {0.5: "stream_down", 1.0: "stream", 2.0: "stream_up"}[tau]  # type: ignore[assignment]
+        else:
+            worth = worth / (1 if isinstance(sender, ATMN) else steps)
+            arrival = {0.5: "horner", 1.0: "sum", 2.0: "power"}[tau]  # type: ignore[assignment]
+        weight = weight * worth
+    if receiver is None:
+        return Population(name, synapse, "readout", arrival, weight, bias, np.zeros(0))
+    threshold = _wide(receiver.threshold, len(weight))  # type: ignore[arg-type]
+    if isinstance(receiver, ATMN):
+        return Population(
+            name, synapse, "atmn", arrival, weight, bias, threshold,
+            fire_at=receiver.fire_at, tau=receiver.tau.item(),
+        )  # fmt: skip
+    assert isinstance(receiver, LIF)
+    return Population(
+        name, synapse, "lif", arrival, weight, bias, threshold,
+        beta=receiver.beta.flatten()[0].item(), reset=receiver.reset, carry=receiver.carry,
+    )  # fmt: skip
+
+
+def _real(tensor: torch.Tensor) -> Reals:
+    return tensor.detach().cpu().double().numpy()
+
+
+def _wide(tensor: torch.Tensor, size: int) -> Reals:
+    """A setting, [], [1] or [N], as [N]."""
+    return np.broadcast_to(_real(tensor).reshape(-1), (size,)).copy()
+
+
+def describe(populations: Sequence[Population]) -> str:
+    """One line: `64 -> atmn1 128 -> atmn2 128 -> linear3 10`."""
+    parts = [str(populations[0].weight.shape[1])]
+    parts += [f"{p.name} {len(p.weight)}" for p in populations]
+    return " -> ".join(parts)

@@ -1,0 +1,33 @@
+"""Readout: the last linear layer's sum of a token, sent when its window opens."""
+
+import numpy as np
+from lava.magma.core.decorator import implements, requires, tag
+from lava.magma.core.resources import CPU
+from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
+from window import FloatSumModel, SumModel, WindowProcess
+
+
+class Readout(WindowProcess):
+    """An accumulator without a neuron."""
+
+
+@implements(proc=Readout, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyReadoutFixed(SumModel):
+    """Sends sum + bias at the opening step, nothing at the others."""
+
+    def advance(self, window, step):
+        if step != 0:
+            return np.zeros_like(self.acc)
+        return self.limited(self.acc.astype(np.int64) + self.bias).astype(np.int32)
+
+
+@implements(proc=Readout, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class PyReadoutFloat(FloatSumModel):
+    """The same equations in float64."""
+
+    def advance(self, window, step):
+        return self.acc + self.bias if step == 0 else np.zeros_like(self.acc)

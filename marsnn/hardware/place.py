@@ -1,0 +1,82 @@
+"""How many cores a graph needs: each stage split over cores by the limits of a profile.
+
+Counts cores and their filling; it does not choose their position on the chip, so no hops follow from it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from marsnn.errors import FileError
+from marsnn.files import PathLike
+from marsnn.hardware.integer import IntegerGraph
+
+PROFILES = Path(__file__).parent / "profiles"
+LIMITS = (
+    "cores",
+    "neurons_per_core",
+    "synapse_bytes_per_core",
+    "input_axons_per_core",
+    "output_axons_per_core",
+    "rails_per_ternary_spike",
+)
+
+
+def load_profile(profile: PathLike = "loihi1") -> dict[str, Any]:
+    """A chip's limits, by the name of a shipped profile or the path of a TOML file."""
+    shipped = PROFILES / f"{profile}.toml"
+    path = shipped if shipped.is_file() else Path(profile)
+    try:
+        limits = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        known = ", ".join(sorted(file.stem for file in PROFILES.glob("*.toml")))
+        raise FileError(f"{path}: not a readable profile ({error}); shipped ones: {known}") from error
+    for key in LIMITS:
+        if not isinstance(limits.get(key), int) or limits[key] < 1:
+            raise FileError(f"{path}: {key} is {limits.get(key)!r}, expected a whole number >= 1")
+    return limits
+
+
+def place(graph: IntegerGraph, profile: PathLike = "loihi1") -> dict[str, Any]:
+    """Cores per stage, whether the whole fits one chip, and why not.
+
+    A core holds some of a stage's neurons, one byte for each of their synapses, and one input axon for each
+    sender and rail (two rails where the sender's spikes are ternary).
+    """
+    limits = load_profile(profile)
+    rows, refusals = [], []
+    ternary = False  # the graded input is one axon a feature
+    for stage in graph.stages:
+        neurons, senders = stage.weight.shape
+        axons = senders * (limits["rails_per_ternary_spike"] if ternary else 1)
+        per_core = min(limits["neurons_per_core"], limits["synapse_bytes_per_core"] // senders)
+        if axons > limits["input_axons_per_core"] or per_core == 0:
+            refusals.append(f"{stage.name}: needs {axons} input axons a core; split its inputs over layers")
+        cores = -(-neurons // max(per_core, 1))
+        rows.append(
+            {
+                "name": stage.name,
+                "cores": cores,
+                "neurons": neurons,
+                "synapse_bytes": neurons * senders,
+                "input_axons_per_core": axons,
+                "filled_neurons": neurons / (cores * limits["neurons_per_core"]),
+                "filled_synapses": neurons * senders / (cores * limits["synapse_bytes_per_core"]),
+            }
+        )
+        ternary = stage.kind == "atmn"
+    used = sum(int(row["cores"]) for row in rows)
+    if used > limits["cores"]:
+        refusals.append(f"needs {used} cores of {limits['cores']}; make the layers smaller or use more chips")
+    return {
+        "profile": limits.get("name", str(profile)),
+        "source": limits.get("source", "not stated"),
+        "verified": bool(limits.get("verified", False)),
+        "cores_used": used,
+        "cores": limits["cores"],
+        "fits": not refusals,
+        "refusals": refusals,
+        "stages": rows,
+    }

@@ -120,7 +120,7 @@ def write(
             f"{stage.name}/{key}": _narrow(getattr(stage, key)) for stage in graph.stages for key in _ARRAYS
         }
         write_bytes(folder / "tensors.npz", npz_bytes(tensors))
-        run = {f"spikes/{name}": spikes for name, spikes in golden.spikes.items()}
+        run: dict[str, NDArray[Any]] = {f"spikes/{name}": spikes for name, spikes in golden.spikes.items()}
         run |= {f"outputs/{name}": sums for name, sums in golden.outputs.items()}
         counted = np.array([golden.saturations[stage.name] for stage in graph.stages], dtype=np.int64)
         run |= {"inputs": inputs.astype(np.int8), "saturations": counted}

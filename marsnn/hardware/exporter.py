@@ -11,6 +11,7 @@ from torch import Tensor
 
 import marsnn
 from marsnn.checks import finite
+from marsnn.energy.report import EnergyReport
 from marsnn.errors import InputError, ShapeError
 from marsnn.files import PathLike
 from marsnn.hardware import bundle as bundles
@@ -19,7 +20,6 @@ from marsnn.hardware.bundle import Bundle
 from marsnn.hardware.graph import extract
 from marsnn.hardware.price import counts_of
 from marsnn.hardware.quantize import Quantized, quantize, quantize_inputs
-from marsnn.energy.report import EnergyReport
 from marsnn.network import Network
 from marsnn.simulator import simulate
 

@@ -115,19 +115,17 @@ def _pairs(network: Network, inputs: int, refusals: list[str]) -> list[Pair]:
 def _unmappable(neuron: Neuron | None) -> list[str]:
     if neuron is None:
         return []
-    kind = type(neuron)
-    if kind is ATMN:
+    if isinstance(neuron, ATMN) and type(neuron) is ATMN:
         tau = neuron.tau.item()
         if tau not in ATMN_DECAYS:
             known = ", ".join(f"{value:g}" for value in ATMN_DECAYS)
             return [f"tau = {tau:g}; a chip can shift only for tau = {known}"]
         return []
-    if kind is LIF:
-        reasons = []
-        if neuron.beta.numel() > 1 and len(neuron.beta.unique()) > 1:
-            reasons.append("beta differs between neurons; use one beta a layer")
-        return reasons
-    return [f"{kind.__name__} has no integer form in this mode; window mode maps ATMN and LIF"]
+    if isinstance(neuron, LIF) and type(neuron) is LIF:
+        if len(neuron.beta.flatten().unique()) > 1:
+            return ["beta differs between neurons; use one beta a layer"]
+        return []
+    return [f"{type(neuron).__name__} has no integer form in this mode; window mode maps ATMN and LIF"]
 
 
 def _affine(linear: nn.Linear | None, inputs: int) -> tuple[Reals, Reals]:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,6 +96,10 @@ class Verification:
         """Whether everything is the same."""
         return self.mismatches == 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with `ok`."""
+        return {"ok": self.ok, **asdict(self)}
+
     def text(self) -> str:
         """One line for people: `0 mismatches of N spike slots ...`."""
         label = {
@@ -162,7 +166,7 @@ def compare(
     seconds: float,
 ) -> Verification:
     """Compare a run, stage by stage, with the bundle's golden one."""
-    golden = {**bundle.golden.spikes, **bundle.golden.outputs}
+    golden: dict[str, NDArray[Any]] = {**bundle.golden.spikes, **bundle.golden.outputs}
     mismatches, first = 0, None
     for name, expected in golden.items():
         differs = sent[name] != expected

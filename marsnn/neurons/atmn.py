@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from marsnn import surrogate as surrogates
 from marsnn.checks import positive
-from marsnn.neurons.base import Neuron, UpdateCost, register, setting_tensor
+from marsnn.neurons.base import Neuron, UpdateCost, per_feature, register, setting_tensor
 
 
 class ATMNState(NamedTuple):
@@ -108,17 +109,18 @@ class ATMN(Neuron):
             positive(name, value)
         self.fire_at = float(fire_at)
         self.detach_reset = bool(detach_reset)
-        amplitude = setting_tensor("threshold", threshold, features)
-        amplitude = amplitude.expand(() if features is None else (features,)).clone()
+        amplitude = per_feature("threshold", threshold, features)
         self.log_threshold = nn.Parameter(amplitude.log(), requires_grad=bool(learn_threshold))
         # tau itself is stored, not its logarithm, where it is fixed: 1/2, 1 and 2 stay exact.
-        self.learn_tau = bool(learn_tau)
-        tau_tensor = setting_tensor("tau", tau, None)
         self.fixed_tau: Tensor
-        if self.learn_tau:
-            self.log_tau = nn.Parameter(tau_tensor.log())
+        self._store_tau(setting_tensor("tau", tau, None), bool(learn_tau))
+
+    def _store_tau(self, tau: Tensor, learn: bool) -> None:
+        self.learn_tau = learn
+        if learn:
+            self.log_tau = nn.Parameter(tau.log())
         else:
-            self.register_buffer("fixed_tau", tau_tensor)
+            self.register_buffer("fixed_tau", tau)
 
     @property
     def threshold(self) -> Tensor:
@@ -172,7 +174,19 @@ class ATMN(Neuron):
         return UpdateCost(mul=0 if shift else 1, add=2)
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "fire_at": self.fire_at, "detach_reset": self.detach_reset}
+        own = {"fire_at": self.fire_at, "detach_reset": self.detach_reset, "learn_tau": self.learn_tau}
+        return {**super().settings(), **own}
+
+    def apply_settings(self, settings: Mapping[str, Any]) -> None:
+        tau, learned = self.tau.detach(), self.learn_tau
+        super().apply_settings(settings)
+        if self.learn_tau != learned:  # tau moves from buffer to parameter, or back
+            delattr(self, "log_tau" if learned else "fixed_tau")
+            self._store_tau(tau, self.learn_tau)
+
+    def constructor(self) -> dict[str, Any]:
+        learned = {"learn_threshold": self.log_threshold.requires_grad, "learn_tau": self.learn_tau}
+        return {**super().constructor(), **learned}
 
     def extra_repr(self) -> str:
         V, tau = self.threshold.mean().item(), self.tau.item()

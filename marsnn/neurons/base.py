@@ -154,6 +154,7 @@ class Neuron(nn.Module, ABC):
     def settings(self) -> dict[str, Any]:
         """JSON-ready settings that are not tensors."""
         return {
+            "features": self.features,
             "steps": self.steps,
             "carry": self.carry,
             "feature_dim": self.feature_dim,
@@ -162,11 +163,18 @@ class Neuron(nn.Module, ABC):
 
     def apply_settings(self, settings: Mapping[str, Any]) -> None:
         """Take over what `settings` wrote; a surrogate of another library is left as it is."""
+        who = type(self).__name__
+        unknown = sorted(set(settings) - set(self.settings()))
+        if unknown:
+            raise InputError(f"{who}: no settings named {unknown}; the state is that of another neuron")
+        features = settings.get("features")
+        if self.features is not None and features not in (None, self.features):
+            raise ShapeError(f"{who}: has features={self.features}, the state features={features}")
         for name, value in settings.items():
-            if name != "surrogate":
+            if name == "surrogate":
+                self.surrogate = self.surrogate if value is None else surrogates.from_settings(value)
+            elif name != "features" or self.features is None:
                 setattr(self, name, value)
-            elif value is not None:
-                self.surrogate = surrogates.from_settings(value)
 
     def get_extra_state(self) -> Tensor:
         """The settings as a tensor of UTF-8 bytes, so that safetensors can hold a whole state_dict."""
@@ -174,6 +182,24 @@ class Neuron(nn.Module, ABC):
 
     def set_extra_state(self, state: Tensor) -> None:
         self.apply_settings(json.loads(bytes(state.tolist())))
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        # The settings come first, for they say which tensors to expect; a setting tensor then takes the
+        # shape in which it was saved: one number, or one for each feature.
+        if prefix + "_extra_state" in state_dict:
+            self.set_extra_state(state_dict[prefix + "_extra_state"])
+        shapes = {(), (1,), (self.features,)}
+        for name, own in [*self._parameters.items(), *self._buffers.items()]:
+            saved = state_dict.get(prefix + name)
+            if own is None or saved is None or own.shape == saved.shape:
+                continue
+            if {tuple(own.shape), tuple(saved.shape)} <= shapes:
+                own.data = own.new_empty(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[arg-type]
+
+    def constructor(self) -> dict[str, Any]:
+        """Arguments that build an equal neuron, whose state_dict then fits."""
+        return {"features": self.features, "steps": self.steps, "feature_dim": self.feature_dim}
 
     def extra_repr(self) -> str:
         return f"features={self.features}, steps={self.steps}"
@@ -227,6 +253,8 @@ class Neuron(nn.Module, ABC):
 
 def setting_tensor(name: str, value: float | Tensor, features: int | None) -> Tensor:
     """A threshold or time constant as a tensor, [] or [features], float32 unless it came otherwise."""
+    if not isinstance(value, Tensor | int | float):
+        raise InputError(f"{name} must be a number or a tensor, got {value!r}")
     tensor = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(float(value))
     if not tensor.is_floating_point():
         tensor = tensor.float()
@@ -236,6 +264,12 @@ def setting_tensor(name: str, value: float | Tensor, features: int | None) -> Te
             f"got a tensor {list(tensor.shape)}; a tensor needs features=N in the constructor"
         )
     return tensor
+
+
+def per_feature(name: str, value: float | Tensor, features: int | None) -> Tensor:
+    """As `setting_tensor`, but always [features] where the number of features is known."""
+    tensor = setting_tensor(name, value, features)
+    return tensor.reshape(()) if features is None else tensor.expand(features).clone()
 
 
 _REGISTRY: dict[str, type[Neuron]] = {}

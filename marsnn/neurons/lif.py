@@ -9,7 +9,7 @@ from torch import Tensor
 from marsnn import surrogate as surrogates
 from marsnn.checks import positive
 from marsnn.errors import InputError
-from marsnn.neurons.base import Carry, Neuron, UpdateCost, register, setting_tensor
+from marsnn.neurons.base import Carry, Neuron, UpdateCost, per_feature, register
 
 Reset = Literal["subtract", "zero"]
 
@@ -61,7 +61,7 @@ def decay_from(beta: float | Tensor | None, tau: float | Tensor | None, features
         tau = 2.0 if tau is None else tau
         positive("tau", tau)
         beta = 1 - 1 / tau
-    tensor = setting_tensor("beta", beta, features)
+    tensor = per_feature("beta", beta, features)
     if not bool(((tensor >= 0) & (tensor <= 1)).all()):
         raise InputError(f"beta must lie in [0, 1] (tau >= 1), got {tensor.flatten()[:4].tolist()}")
     return tensor
@@ -117,7 +117,7 @@ class LIF(Neuron):
         self.beta: Tensor
         self.threshold: Tensor
         self.register_buffer("beta", decay_from(beta, tau, features))
-        self.register_buffer("threshold", setting_tensor("threshold", threshold, features))
+        self.register_buffer("threshold", per_feature("threshold", threshold, features))
 
     def params(self, like: Tensor) -> LIFParams:
         """Settings for currents such as `like`, in its dtype."""

@@ -4,7 +4,7 @@ import numpy as np
 from lava.magma.core.decorator import implements, requires, tag
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
-from window import FloatSumModel, SumModel, WindowProcess
+from window import Floating, SumModel, WindowProcess
 
 
 class ATMN(WindowProcess):
@@ -18,21 +18,14 @@ class PyATMNFixed(SumModel):
     """Fires at or above `fire`, on both sides; a spike takes `amplitude` from the membrane."""
 
     def advance(self, window, step):
-        wide = self.acc.astype(np.int64) + self.bias if step == 0 else self.leaked(self.u)
-        h = self.limited(wide)
+        h = self.limited(self.wide(self.acc) + self.bias if step == 0 else self.leaked(self.u))
         spikes = np.where(h >= self.fire, 1, np.where(h <= -self.fire, -1, 0))
         self.u[:] = h - spikes * self.amplitude
-        return spikes.astype(np.int32)
+        return self.sent(spikes)
 
 
 @implements(proc=ATMN, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("floating_pt")
-class PyATMNFloat(FloatSumModel):
+class PyATMNFloat(Floating, PyATMNFixed):
     """The same equations in float64."""
-
-    def advance(self, window, step):
-        h = self.acc + self.bias if step == 0 else self.u * (self.decay / 4096)
-        spikes = np.where(h >= self.fire, 1.0, np.where(h <= -self.fire, -1.0, 0.0))
-        self.u[:] = h - spikes * self.amplitude
-        return spikes

@@ -4,7 +4,7 @@ import numpy as np
 from lava.magma.core.decorator import implements, requires, tag
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
-from window import WindowModel, WindowProcess
+from window import Floating, WindowModel, WindowProcess
 
 
 class LIF(WindowProcess):
@@ -15,23 +15,27 @@ class LIF(WindowProcess):
 @requires(CPU)
 @tag("fixed_pt")
 class PyLIFFixed(WindowModel):
-    """Takes each step's current; `acc` is the current of this step, or of the whole window when held."""
+    """Takes each step's current; a static input arrives once and is held for the window."""
 
     def receive(self, arriving, step):
-        if self.arrival == "held":
-            if step == 0:
-                self.held = self.scaled(arriving)
-        elif self.arrival == "stream_down":
-            self.held = self.scaled(arriving, extra=self.steps - 1 - step)
+        if self.arrival == "stream_down":
+            self.current = self.scaled(arriving, extra=self.steps - 1 - step)
         elif self.arrival == "stream_up":
-            self.held = self.scaled(arriving, extra=step)
-        else:
-            self.held = self.scaled(arriving)
+            self.current = self.scaled(arriving, extra=step)
+        elif self.arrival == "stream" or step == 0:
+            self.current = self.scaled(arriving)
 
     def advance(self, window, step):
         if step == 0 and (self.per_sample == 0 or window % self.per_sample == 0):
             self.u[:] = 0
-        h = self.limited(self.leaked(self.u) + self.held + self.bias)
-        spikes = (h >= self.fire).astype(np.int32)
+        h = self.limited(self.leaked(self.u) + self.current + self.bias)
+        spikes = np.where(h >= self.fire, 1, 0)
         self.u[:] = np.where(spikes == 1, 0, h) if self.zero_reset else h - spikes * self.amplitude
-        return spikes
+        return self.sent(spikes)
+
+
+@implements(proc=LIF, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class PyLIFFloat(Floating, PyLIFFixed):
+    """The same equations in float64."""

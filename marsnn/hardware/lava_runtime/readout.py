@@ -4,7 +4,7 @@ import numpy as np
 from lava.magma.core.decorator import implements, requires, tag
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
-from window import FloatSumModel, SumModel, WindowProcess
+from window import Floating, SumModel, WindowProcess
 
 
 class Readout(WindowProcess):
@@ -20,14 +20,11 @@ class PyReadoutFixed(SumModel):
     def advance(self, window, step):
         if step != 0:
             return np.zeros_like(self.acc)
-        return self.limited(self.acc.astype(np.int64) + self.bias).astype(np.int32)
+        return self.sent(self.limited(self.wide(self.acc) + self.bias))
 
 
 @implements(proc=Readout, protocol=LoihiProtocol)
 @requires(CPU)
 @tag("floating_pt")
-class PyReadoutFloat(FloatSumModel):
-    """The same equations in float64."""
-
-    def advance(self, window, step):
-        return self.acc + self.bias if step == 0 else np.zeros_like(self.acc)
+class PyReadoutFloat(Floating, PyReadoutFixed):
+    """The same in float64."""

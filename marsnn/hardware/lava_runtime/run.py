@@ -48,13 +48,13 @@ def simulate(manifest, tensors, inputs, floating=False):
     opens = opening_steps(stages, steps)
     total = max(
         opened + (tokens - 1) * steps + (0 if stage["kind"] == "readout" else steps - 1)
-        for opened, stage in zip(opens, stages)
+        for opened, stage in zip(opens, stages, strict=True)
     )
     number = float if floating else np.int32
     sender = source = Source(data=inputs.astype(number), steps=steps)
     populations = {}
     with tempfile.TemporaryDirectory() as folder:
-        for index, (stage, opened) in enumerate(zip(stages, opens)):
+        for index, (stage, opened) in enumerate(zip(stages, opens, strict=True)):
             name = stage["name"]
             weight, bias, fire, amplitude = (tensors[name + "/" + key] for key in ARRAYS)
             if stage["kind"] == "readout":
@@ -89,7 +89,7 @@ def simulate(manifest, tensors, inputs, floating=False):
         finally:
             source.stop()
         sent = {}
-        for index, (stage, opened) in enumerate(zip(stages, opens)):
+        for index, (stage, opened) in enumerate(zip(stages, opens, strict=True)):
             wires = np.load(os.path.join(folder, "%d.npy" % index), allow_pickle=False)
             first = opened - 1  # step n is row n - 1
             if stage["kind"] == "readout":

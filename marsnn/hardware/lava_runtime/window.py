@@ -88,16 +88,22 @@ class WindowModel(PyLoihiProcessModel):
 
     # the arithmetic of the chip: 24-bit states, 12-bit fractions, rounding toward zero
 
+    def wide(self, array):
+        return array.astype(np.int64)
+
+    def sent(self, array):
+        return array.astype(np.int32)
+
     def limited(self, wide):
         kept = np.minimum(np.maximum(wide, -LIMIT), LIMIT)
         self.n_sat += np.int32((kept != wide).sum())
         return kept
 
     def scaled(self, arriving, extra=0):
-        return arriving.astype(np.int64) * (1 << (self.shift + extra))
+        return self.wide(arriving) * (1 << (self.shift + extra))
 
     def leaked(self, state):
-        product = state.astype(np.int64) * self.decay
+        product = self.wide(state) * self.decay
         return np.where(product < 0, -(-product // 4096), product // 4096)
 
 
@@ -105,18 +111,18 @@ class SumModel(WindowModel):
     """A stage that sums its train before it opens."""
 
     def receive(self, arriving, step):
-        wide = self.acc.astype(np.int64)
+        total = self.wide(self.acc)
         if self.arrival == "horner":
-            wide = 2 * wide + self.scaled(arriving)
+            total = 2 * total + self.scaled(arriving)
         elif self.arrival == "power":
             # Sent one step ago, so at the sender's step (step - 1) mod T.
-            wide = wide + self.scaled(arriving, extra=(step - 1) % self.steps)
+            total = total + self.scaled(arriving, extra=(step - 1) % self.steps)
         else:
-            wide = wide + self.scaled(arriving)
-        self.acc[:] = self.limited(wide)
+            total = total + self.scaled(arriving)
+        self.acc[:] = self.limited(total)
 
 
-class FloatSumModel(SumModel):
+class Floating:
     """The same stage in float64, without widths or rounding: for checking the schedule, not the chip."""
 
     a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
@@ -127,7 +133,14 @@ class FloatSumModel(SumModel):
     acc: np.ndarray = LavaPyType(np.ndarray, float)
     u: np.ndarray = LavaPyType(np.ndarray, float)
 
-    def receive(self, arriving, step):
-        grow = 2.0 if self.arrival == "horner" else 1.0
-        weigh = 2.0 ** ((step - 1) % self.steps) if self.arrival == "power" else 1.0
-        self.acc[:] = grow * self.acc + weigh * arriving
+    def wide(self, array):
+        return array
+
+    def sent(self, array):
+        return array.astype(float)
+
+    def limited(self, wide):
+        return wide
+
+    def leaked(self, state):
+        return state * (self.decay / 4096)

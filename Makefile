@@ -1,0 +1,44 @@
+# Two commands matter: `make demo` and `make test`. Each makes the environments that it needs, once.
+
+PYTHON ?= python3
+VENV := .venv
+LAVA := .venv-lava
+BIN := $(VENV)/bin
+RUN := $(BIN)/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lava lint format clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+demo: $(VENV)/.ready ## train on real digits, draw, count the energy, export, verify in Lava
+	@$(MAKE) --no-print-directory lava || true
+	@$(BIN)/marsnn demo --out marsnn-demo
+
+test: $(VENV)/.ready ## lint, types and all tests, those in Lava's simulator included
+	@$(MAKE) --no-print-directory lava $(if $(CI),,|| true)
+	@$(MAKE) --no-print-directory lint
+	@echo "== tests"
+	@$(RUN) -m pytest -n 2 --dist loadgroup
+
+lava: ## Lava's own environment, .venv-lava, from any Python 3.10 (LAVA_PYTHON=... to choose)
+	@sh tools/make_lava.sh $(LAVA) "$(LAVA_PYTHON)"
+
+lint: $(VENV)/.ready ## ruff and mypy
+	@echo "== lint and types"
+	@$(BIN)/ruff check marsnn tests docs
+	@$(BIN)/ruff format --check marsnn tests docs
+	@$(RUN) -m mypy
+
+format: $(VENV)/.ready ## let ruff rewrite the layout
+	@$(BIN)/ruff format marsnn tests docs
+	@$(BIN)/ruff check --fix marsnn tests docs
+
+clean: ## remove both environments and the demo's folder
+	rm -rf $(VENV) $(LAVA) marsnn-demo
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "== making $(VENV) (a few minutes the first time: torch is large)"
+	@sh tools/make_venv.sh $(VENV) "$(PYTHON)"
+	@touch $@

@@ -1,0 +1,116 @@
+"""A Network in one safetensors file: its weights, and what it is made of as JSON beside them.
+
+Reading executes nothing: layers are built from a list of known classes, by plain numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from marsnn import neurons
+from marsnn.errors import FileError, InputError, MarsnnError
+from marsnn.files import PathLike, write_bytes
+from marsnn.network import LINEAR_MAPS, TOKEN_LAYERS, Network
+from marsnn.neurons.base import Neuron
+
+FORMAT = "marsnn.network/1"
+
+_CONV = (
+    "in_channels",
+    "out_channels",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+)
+_POOL = ("kernel_size", "stride", "padding")
+ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "Linear": ("in_features", "out_features"),
+    "Conv1d": _CONV,
+    "Conv2d": _CONV,
+    "AvgPool1d": _POOL,
+    "AvgPool2d": _POOL,
+    "MaxPool1d": _POOL,
+    "MaxPool2d": _POOL,
+    "Flatten": ("start_dim", "end_dim"),
+    "Dropout": ("p",),
+    "GELU": ("approximate",),
+    "LayerNorm": ("normalized_shape", "eps", "elementwise_affine"),
+    "RMSNorm": ("normalized_shape", "eps", "elementwise_affine"),
+}
+"""Constructor arguments that a torch layer keeps as attributes; a missing class has none."""
+WITH_BIAS = ("Linear", "Conv1d", "Conv2d")
+KNOWN = {kind.__name__: kind for kind in (*LINEAR_MAPS, *TOKEN_LAYERS)}
+
+
+def save_network(network: Network, path: PathLike) -> Path:
+    """Write a network to `path`; `load_network` reads it back, equal in settings, weights and dtype."""
+    described = {
+        "format": FORMAT,
+        "layers": [{"name": name, **_describe(name, layer)} for name, layer in network.layers.items()],
+        "skips": {target: list(sources) for target, sources in network.skips.items()},
+        "unrolled": network.unrolled,
+    }
+    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    return write_bytes(path, save(tensors, metadata={"marsnn": json.dumps(described)}))
+
+
+def load_network(path: PathLike) -> Network:
+    """Read a network that `save_network` wrote.
+
+    Raises:
+        FileError: missing, truncated, or not such a file; nothing in it is executed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        described = json.loads(metadata["marsnn"])
+        if described["format"] != FORMAT:
+            raise FileError(f"{path}: format {described['format']!r}, this marsnn reads {FORMAT!r}")
+        layers = {row["name"]: _build(row) for row in described["layers"]}
+        network = Network(layers, described["skips"], described["unrolled"])
+        dtype = next((value.dtype for value in tensors.values() if value.is_floating_point()), None)
+        network.to(dtype).load_state_dict(tensors)
+    except FileError:
+        raise
+    except (SafetensorError, OSError) as error:
+        raise FileError(f"{path}: not a readable safetensors file ({error}); save it again") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MarsnnError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileError(f"{path}: not a network that marsnn saved ({reason}); save it again") from error
+    network.eval()
+    return network
+
+
+def _describe(name: str, layer: nn.Module) -> dict[str, Any]:
+    kind = type(layer).__name__
+    if isinstance(layer, Neuron):
+        return {"neuron": kind, "arguments": layer.constructor()}
+    if KNOWN.get(kind) is not type(layer):
+        raise InputError(f"{name}: can't save a {kind}; known are {', '.join(KNOWN)} and marsnn's neurons")
+    arguments = {key: _plain(getattr(layer, key)) for key in ARGUMENTS.get(kind, ())}
+    if kind in WITH_BIAS:
+        arguments["bias"] = layer.bias is not None
+    return {"layer": kind, "arguments": arguments}
+
+
+def _build(row: dict[str, Any]) -> nn.Module:
+    if "neuron" in row:
+        return neurons.get(row["neuron"])(**row["arguments"])
+    return KNOWN[row["layer"]](**row["arguments"])
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,1 @@
+"""The command line; `marsnn.cli.main` holds the verbs."""

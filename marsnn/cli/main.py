@@ -1,0 +1,261 @@
+"""marsnn on the command line: demo, simulate, energy, export, verify, bench.
+
+Exit codes: 0 done, 1 a check failed, 2 bad input, with one line on standard error that says what to do.
+Heavy imports happen inside the verbs, so that `--help` and `verify` never load torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from marsnn.errors import MarsnnError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Ternary multi-step spiking networks: simulate, count the energy, export to Lava bit for bit.",
+    epilog="Start with:  marsnn demo",
+)
+
+NetworkFile = Annotated[
+    Path, typer.Argument(help="a network saved by marsnn (.safetensors)", metavar="NETWORK")
+]
+Input = Annotated[
+    str,
+    typer.Option(
+        "--input",
+        "-i",
+        help='"digits", "digits-rows", or a .npy file with x [L, B, D] (tokens, batch, features)',
+    ),
+]
+Samples = Annotated[int, typer.Option(help="use only the first so many samples of the batch (0: all)", min=0)]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
+Seed = Annotated[int, typer.Option(help="seed of everything random", min=0)]
+
+
+class Simulator(str, Enum):
+    """Who repeats a bundle."""
+
+    lava = "lava"
+    integer = "integer"
+
+
+class Form(str, Enum):
+    """How an image becomes tokens."""
+
+    flat = "flat"
+    rows = "rows"
+
+
+@app.command(epilog="Example:  marsnn demo --out marsnn-demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for the network, the picture and the bundle")] = Path(
+        "marsnn-demo"
+    ),
+    seeds: Annotated[int, typer.Option(help="trainings per model after tuning", min=1)] = 5,
+    epochs: Annotated[int, typer.Option(help="passes over the training data", min=1)] = 40,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train on real digits, draw the raster, count the energy, export, and verify in Lava."""
+    from marsnn.bench.demo import demonstrate
+
+    result = demonstrate(out, seeds=range(seed, seed + seeds), epochs=epochs, quiet=as_json)
+    if as_json:
+        print_json(result)
+    if not result["verification"]["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Example:  marsnn simulate marsnn-demo/atmn.safetensors -i digits --samples 4 --raster raster.png"
+)
+def simulate(
+    network: NetworkFile,
+    source: Input,
+    samples: Samples = 0,
+    save: Annotated[Path | None, typer.Option(help="write the Recording to this .npz")] = None,
+    raster: Annotated[
+        Path | None, typer.Option(help="draw the spikes of the first sample to this .png")
+    ] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Run a network token by token, and say how often each layer fires."""
+    from marsnn.cli.inputs import load_input, seeded
+    from marsnn.simulator import simulate as run
+
+    seeded(seed)
+    net, x = load_input(network, source, samples)
+    recording = run(net, x, progress=True)
+    L, B = x.shape[:2]
+    result: dict[str, Any] = {"network": str(network), "L": L, "B": B, "T": net.steps, "layers": {}}
+    for name, rate in (recording.rates() if recording.spikes else {}).items():
+        spikes = recording.spikes[name]
+        positive, negative = int((spikes > 0).sum()), int((spikes < 0).sum())
+        result["layers"][name] = {"rate": rate, "positive": positive, "negative": negative}
+    if save:
+        result["saved"] = str(recording.save(save))
+    if raster:
+        from marsnn.plots import raster as draw
+        from marsnn.plots.files import save_figure
+
+        result["raster"] = str(save_figure(draw(recording), raster))
+    if as_json:
+        return print_json(result)
+    print(f"{network}: {L} tokens x {B} samples, T = {net.steps}")
+    for name, row in result["layers"].items():
+        print(
+            f"  {name:<12} {row['rate']:.3f} spikes per neuron and step  (+{row['positive']}, -{row['negative']})"
+        )
+    for key in ("saved", "raster"):
+        if key in result:
+            print(f"{key}: {result[key]}")
+
+
+@app.command(epilog="Example:  marsnn energy marsnn-demo/atmn.safetensors -i digits")
+def energy(
+    network: NetworkFile,
+    source: Input,
+    samples: Samples = 0,
+    table: Annotated[
+        list[str] | None, typer.Option(help="a further table: a shipped name or a .toml file; repeatable")
+    ] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Count the operations of a network, and price them by named tables beside its dense twin."""
+    from marsnn.cli.inputs import load_input, seeded
+    from marsnn.energy import EnergyReport, count
+
+    seeded(seed)
+    net, x = load_input(network, source, samples)
+    tables = tuple(dict.fromkeys(["45nm-fp32", "45nm-int8", "loihi1", *(table or [])]))
+    report = EnergyReport(count(net, x), tables=tables, name=network.stem)
+    print(report.to_json() if as_json else report.text())
+
+
+@app.command(
+    epilog="Example:  marsnn export marsnn-demo/atmn.safetensors -i digits --samples 100 --out my-bundle"
+)
+def export(
+    network: NetworkFile,
+    source: Input,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="the bundle's folder; an older bundle is replaced")
+    ],
+    samples: Samples = 0,
+    target: Annotated[str, typer.Option(help="lava")] = "lava",
+    mode: Annotated[str, typer.Option(help="window: the faithful train of T steps a token")] = "window",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Quantize a network to integers and write a bundle that Lava's simulator runs."""
+    from marsnn.cli.inputs import load_input, seeded
+    from marsnn.hardware.exporter import export as write
+
+    seeded(seed)
+    net, x = load_input(network, source, samples)
+    bundle = write(net, x, out, target=target, mode=mode)  # type: ignore[arg-type]
+    drift = bundle.report("drift")
+    if as_json:
+        return print_json({"bundle": str(bundle.path), "tokens": len(bundle.inputs), "drift": drift})
+    print(f"bundle: {bundle.path} ({len(bundle.inputs)} golden tokens, T = {bundle.steps})")
+    print("drift of the integers from the float network (not parity), share of spike slots that differ:")
+    for row in drift["layers"]:
+        alone, all_before = row["teacher_forced"], row["end_to_end"]
+        print(
+            f"  {row['name']:<12} {alone:.4%} by its own rounding, {all_before:.4%} with the layers before it"
+        )
+    print(f"next:  marsnn verify {bundle.path}")
+
+
+@app.command(epilog="Example:  marsnn verify marsnn-demo/bundle")
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="the bundle's folder", metavar="BUNDLE")],
+    simulator: Annotated[
+        Simulator, typer.Option(help="lava: Lava's CPU simulator; integer: only repeat the integer model")
+    ] = Simulator.lava,
+    as_json: Json = False,
+) -> None:
+    """Run a bundle in Lava's simulator and compare every spike of every layer with the golden ones."""
+    from marsnn.hardware.lava import verify as compare
+
+    verification = compare(bundle, simulator.value)
+    if as_json:
+        print_json(verification.to_dict())
+    else:
+        print(verification.text())
+    if not verification.ok:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example:  marsnn bench digits --form rows --save benchmarks/digits-rows.json")
+def bench(
+    name: Annotated[str, typer.Argument(help="digits", metavar="NAME")],
+    form: Annotated[Form, typer.Option(help="flat images or rows as a sequence")] = Form.flat,
+    seeds: Annotated[int, typer.Option(help="trainings per model after tuning", min=1)] = 5,
+    epochs: Annotated[int, typer.Option(help="passes over the training data", min=1)] = 40,
+    save: Annotated[Path | None, typer.Option(help="write the result to this .json")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure: the accuracy of every model on digits, equally tuned."""
+    from marsnn.bench import digits
+    from marsnn.errors import InputError
+    from marsnn.files import json_text, write_text
+
+    if name != "digits":
+        raise InputError(f"no benchmark named {name!r}; known: digits")
+    result = digits.run(form.value, seeds=range(seeds), epochs=epochs)
+    if save:
+        write_text(save, json_text(result))
+    if as_json:
+        print_json(result)
+    else:
+        print(digits.table(result))
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
+) -> None:
+    """Ternary multi-step spiking networks: simulate, count the energy, export to Lava bit for bit."""
+    if version:
+        import marsnn
+
+        print(f"marsnn {marsnn.__version__}")
+        raise typer.Exit
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output."""
+    print(json.dumps(value, indent=1, allow_nan=False))
+
+
+def run(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point: errors made on purpose become one line and exit code 2, never a traceback."""
+    try:
+        status = app(args=arguments, standalone_mode=False)
+    except (MarsnnError, OSError) as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted; what was written before is whole", 130)
+    except Exception as error:
+        # typer brings its own click or depends on it: its usage errors are known by their method.
+        if not hasattr(error, "format_message"):
+            raise
+        fail(f"{error.format_message()} (see marsnn --help)")
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    """Say it in one line on standard error and leave."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

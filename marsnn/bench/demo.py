@@ -86,9 +86,7 @@ def demonstrate(out: Path, seeds: Sequence[int], epochs: int, quiet: bool = Fals
     say(energy_table(reports))
     say("")
     for row in drift["layers"]:
-        say(
-            f"drift of {row['name']}: {row['end_to_end']:.2%} of the integer spikes differ from the float ones"
-        )
+        say(f"drift of {row['name']}: {row['end_to_end']:.2%} of its spike slots differ from the floats'")
     say(f"accuracy of the exported network: {floats:.2%} in floats, {integers:.2%} in integers")
     rates = ", ".join(f"{name} {rate:.3f}" for name, rate in recording.rates().items())
     say(f"spikes per neuron and step: {rates}")
@@ -111,11 +109,11 @@ def demonstrate(out: Path, seeds: Sequence[int], epochs: int, quiet: bool = Fals
 
 
 def energy_table(reports: dict[str, EnergyReport]) -> str:
-    """Models down, tables across: nanojoules per image, and their ratio to the dense net at equal precision."""
+    """Models down, tables across: nJ per image, and the ratio to the dense net at equal precision."""
     first = next(iter(reports.values()))
     lines = [
-        "Energy per image in nJ, estimated from counted operations (not measured); x: ratio to the dense ReLU "
-        "net at equal precision",
+        "Energy per image in nJ, estimated from counted operations, not measured; (x) is the ratio to the "
+        "dense ReLU net at equal precision",
         f"{'model':<8}" + "".join(f"{table:>20}" for table in TABLES),
     ]
     for arm, report in reports.items():

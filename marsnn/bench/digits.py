@@ -1,4 +1,4 @@
-"""Accuracy on scikit-learn's digits: ATMN, LIF, a dense ReLU net of the same size, and a support vector machine.
+"""Accuracy on scikit-learn's digits: ATMN, LIF, a dense ReLU net of the same size, and an SVM.
 
 Every arm gets the same number of settings, tried on the validation split; the best one is then trained with
 other seeds and looked at once on the test split.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -19,6 +19,7 @@ from marsnn.errors import MarsnnError
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
+    pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Ternary multi-step spiking networks: simulate, count the energy, export to Lava bit for bit.",
     epilog="Start with:  marsnn demo",
@@ -40,14 +41,14 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object instea
 Seed = Annotated[int, typer.Option(help="seed of everything random", min=0)]
 
 
-class Simulator(str, Enum):
+class Simulator(StrEnum):
     """Who repeats a bundle."""
 
     lava = "lava"
     integer = "integer"
 
 
-class Form(str, Enum):
+class Form(StrEnum):
     """How an image becomes tokens."""
 
     flat = "flat"
@@ -64,7 +65,7 @@ def demo(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Train on real digits, draw the raster, count the energy, export, and verify in Lava."""
+    """Train on digits, draw, count energy, export, verify."""
     from marsnn.bench.demo import demonstrate
 
     result = demonstrate(out, seeds=range(seed, seed + seeds), epochs=epochs, quiet=as_json)
@@ -88,7 +89,7 @@ def simulate(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Run a network token by token, and say how often each layer fires."""
+    """Run a network and say how often each layer fires."""
     from marsnn.cli.inputs import load_input, seeded
     from marsnn.simulator import simulate as run
 
@@ -113,7 +114,7 @@ def simulate(
     print(f"{network}: {L} tokens x {B} samples, T = {net.steps}")
     for name, row in result["layers"].items():
         print(
-            f"  {name:<12} {row['rate']:.3f} spikes per neuron and step  (+{row['positive']}, -{row['negative']})"
+            f"  {name:<12} {row['rate']:.3f} spikes per neuron-step  (+{row['positive']}, -{row['negative']})"
         )
     for key in ("saved", "raster"):
         if key in result:
@@ -131,7 +132,7 @@ def energy(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Count the operations of a network, and price them by named tables beside its dense twin."""
+    """Count operations and price them by named tables."""
     from marsnn.cli.inputs import load_input, seeded
     from marsnn.energy import EnergyReport, count
 
@@ -157,7 +158,7 @@ def export(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Quantize a network to integers and write a bundle that Lava's simulator runs."""
+    """Write a bundle that Lava's simulator runs."""
     from marsnn.cli.inputs import load_input, seeded
     from marsnn.hardware.exporter import export as write
 
@@ -185,7 +186,7 @@ def verify(
     ] = Simulator.lava,
     as_json: Json = False,
 ) -> None:
-    """Run a bundle in Lava's simulator and compare every spike of every layer with the golden ones."""
+    """Compare every spike of a bundle with Lava's."""
     from marsnn.hardware.lava import verify as compare
 
     verification = compare(bundle, simulator.value)
@@ -206,7 +207,7 @@ def bench(
     save: Annotated[Path | None, typer.Option(help="write the result to this .json")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure: the accuracy of every model on digits, equally tuned."""
+    """Measure the accuracy of every model, equally tuned."""
     from marsnn.bench import digits
     from marsnn.errors import InputError
     from marsnn.files import json_text, write_text

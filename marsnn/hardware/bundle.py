@@ -113,8 +113,8 @@ def write(
         reports: stem -> JSON value of each further file.
     """
     target = Path(path)
-    if target.exists() and not (target / "manifest.json").is_file() and any(target.iterdir()):
-        raise FileError(f"{target}: exists and is not a bundle; choose another folder")
+    if target.is_dir() and not (target / "manifest.json").is_file() and any(target.iterdir()):
+        raise FileError(f"{target}: is a folder with other things in it; choose another one")
     with new_folder(path) as folder:
         tensors = {
             f"{stage.name}/{key}": _narrow(getattr(stage, key)) for stage in graph.stages for key in _ARRAYS

@@ -7,10 +7,12 @@ rounding. The certificate shows by worst-case arithmetic that no accumulator can
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from marsnn.errors import ExportError
 from marsnn.hardware.graph import Graph, Population, Reals
@@ -25,6 +27,21 @@ from marsnn.hardware.integer import (
     Ints,
     Stage,
 )
+
+ARRIVING: dict[str, Callable[[int], int]] = {
+    "once": lambda steps: INPUT_MAX,
+    "held": lambda steps: INPUT_MAX,
+    "sum": lambda steps: steps,
+    "stream": lambda steps: 1,
+    "horner": lambda steps: 2**steps - 1,
+    "power": lambda steps: 2**steps - 1,
+    "stream_down": lambda steps: 2 ** (steps - 1),
+    "stream_up": lambda steps: 2 ** (steps - 1),
+}
+"""The largest multiple of a weight that one sender can bring: to a token's sum, or to one step's current."""
+
+LEAST_LARGEST = 16
+"""A channel whose largest weight has a smaller code keeps fewer than 5 bits with its sign: too coarse."""
 
 MAX_SHIFT = 8
 """Extra low bits for the membrane: the leak of tau = 2 and of LIF rounds in them instead of in the code."""
@@ -59,6 +76,11 @@ def quantize(graph: Graph, sample: Reals, tokens_per_sample: int) -> Quantized:
             refusals.append(
                 f"{population.name}: its worst case is {row['accumulator_bound']} (membrane "
                 f"{row['membrane_bound']}), beyond 24 bits ({STATE_MAX}); use fewer inputs or fewer steps"
+            )
+        if row["coarse_channels"]:
+            refusals.append(
+                f"{population.name}: in {row['coarse_channels']} channels 24 bits hold bias and threshold "
+                "only with weights of fewer than 5 bits; use fewer steps, or smaller biases and thresholds"
             )
         sender_scale = None
     if refusals:
@@ -101,23 +123,45 @@ def _stage(
     population: Population, weight: Reals, steps: int, tokens_per_sample: int
 ) -> tuple[Stage, Reals, dict[str, Any]]:
     """The stage with the finest states that provably fit."""
+    matters = _weights_matter(population, weight, steps, tokens_per_sample)
     for shift in range(MAX_SHIFT, -1, -1):
-        stage, unit = _with_shift(population, weight, steps, shift)
+        stage, unit = _with_shift(population, weight, steps, shift, matters)
         row = certify(stage, steps, tokens_per_sample)
         if row["safe"]:
             break
+    largest = np.abs(stage.weight).max(axis=1, initial=0)
+    row["coarse_channels"] = int(np.count_nonzero(matters & (largest < LEAST_LARGEST)))
     return stage, unit, row
 
 
-def _with_shift(population: Population, weight: Reals, steps: int, shift: int) -> tuple[Stage, Reals]:
+def _weights_matter(
+    population: Population, weight: Reals, steps: int, tokens_per_sample: int
+) -> NDArray[np.bool_]:
+    """Channels [N] whose input can change a spike, or the output: not those that are all bias or asleep."""
+    drive = np.abs(weight).sum(axis=1) * ARRIVING[population.arrival](steps) / _gain(population, steps)
+    if population.kind == "readout":
+        return drive > 0
+    growth = 2 ** (steps - 1) if population.tau < 1 else 1
+    if population.kind == "lif":
+        growth = steps * (tokens_per_sample if population.carry == "sequence" else 1)
+    # How far the bias alone is from a change: below the firing level, or above it with all T spikes given.
+    level, bias = population.fire_at * population.threshold, np.abs(population.bias)
+    away = np.where(bias < level, level - bias, bias - level - 2**steps * population.threshold)
+    return (drive > 0) & (drive * growth >= away)
+
+
+def _with_shift(
+    population: Population, weight: Reals, steps: int, shift: int, matters: NDArray[np.bool_]
+) -> tuple[Stage, Reals]:
     gain = _gain(population, steps) << shift
-    # The weight scale of a channel: its largest weight becomes 127, unless threshold and bias would then
-    # not fit into a quarter of the state's range.
+    # The weight scale of a channel: its largest weight becomes 127, unless bias and threshold would then
+    # not fit into a quarter of the state's range. Extra low bits are never bought with weight bits, but in
+    # channels whose weights don't matter.
     scale = np.abs(weight).max(axis=1, initial=0.0) / WEIGHT_MAX
     level = np.abs(population.bias)
     if population.kind != "readout":
         level = level + population.threshold * max(1.0, population.fire_at)
-    scale = np.maximum(scale, level * gain / (STATE_MAX / 4))
+    scale = np.maximum(scale, level * np.where(matters, gain >> shift, gain) / (STATE_MAX / 4))
     scale = np.where(scale > 0, scale, 1.0)
     unit = scale / gain
     codes = np.clip(np.round(weight / scale[:, None]), -WEIGHT_MAX, WEIGHT_MAX)
@@ -164,16 +208,7 @@ def certify(stage: Stage, steps: int, tokens_per_sample: int) -> dict[str, Any]:
     rows = [sum(abs(int(w)) for w in row) for row in stage.weight]
     per_event = max(rows, default=0) << stage.shift
     bias = int(np.abs(stage.bias).max(initial=0))
-    largest = {
-        "once": INPUT_MAX,
-        "held": INPUT_MAX,
-        "sum": steps,
-        "stream": 1,
-        "horner": 2**steps - 1,
-        "power": 2**steps - 1,
-        "stream_down": 2 ** (steps - 1),
-        "stream_up": 2 ** (steps - 1),
-    }[stage.arrival]
+    largest = ARRIVING[stage.arrival](steps)
     arriving = per_event * largest
     entering = arriving + bias
     fire, least_fire = _largest_and_least(stage.fire)

@@ -1,4 +1,4 @@
-"""Integer graphs to try: random ones whose neurons are kept busy, and directed ones that sit on boundaries."""
+"""Integer graphs to try: random ones that are kept busy, directed ones that sit on boundaries."""
 
 from __future__ import annotations
 

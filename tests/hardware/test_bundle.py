@@ -1,0 +1,287 @@
+"""Round trip and bad input: a bundle reads back whole, and every way of damaging it is refused by name."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from marsnn.errors import BundleError, LavaError
+from marsnn.hardware import export, integer, load, verify
+from marsnn.network import Network
+from marsnn.neurons import ATMN, LIF
+
+lava = [pytest.mark.lava, pytest.mark.xdist_group("lava")]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    torch.manual_seed(0)
+    net = Network([nn.Linear(6, 12), ATMN(12, threshold=0.5), nn.Linear(12, 8), ATMN(8), nn.Linear(8, 3)])
+    path = tmp_path_factory.mktemp("bundles") / "bundle"
+    return export(net, torch.randn(3, 10, 6), path)
+
+
+@pytest.fixture
+def bundle(original, tmp_path):
+    return load(shutil.copytree(original.path, tmp_path / "copy"))
+
+
+def rehash(path, name):
+    """Make the manifest agree with a changed file, as a careful forger would."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    data = (path / name).read_bytes()
+    manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def edit_manifest(path, change):
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def edit_arrays(path, name, change):
+    with np.load(path / name) as file:
+        arrays = {key: file[key] for key in file.files}
+    change(arrays)
+    np.savez(path / name, **arrays)
+    rehash(path, name)
+
+
+def test_round_trip(original):
+    again = load(original.path)
+    assert again.manifest == original.manifest
+    assert again.graph.steps == 4
+    assert again.graph.tokens_per_sample == 3
+    run = integer.run(again.graph, again.inputs)
+    for name, spikes in run.spikes.items():
+        assert np.array_equal(spikes, again.golden.spikes[name])
+        assert spikes.any()
+    for name in ("manifest", "certificate", "drift", "counts", "energy", "placement"):
+        assert again.report(name)
+
+
+def test_exported_twice_gives_the_same_bytes(tmp_path):
+    torch.manual_seed(0)
+    net = Network([nn.Linear(4, 5), ATMN(5), nn.Linear(5, 2)])
+    x = torch.randn(1, 3, 4)
+    one, two = (export(net, x, tmp_path / name).path for name in ("one", "two"))
+    hashes = [json.loads((path / "manifest.json").read_text())["files"] for path in (one, two)]
+    assert hashes[0] == hashes[1]
+
+
+def test_holds_integers_and_no_pickle(original):
+    for name in ("tensors.npz", "golden.npz"):
+        with np.load(original.path / name, allow_pickle=False) as file:
+            assert all(file[key].dtype.kind in "iu" for key in file.files)
+
+
+def test_the_integer_model_repeats_it(original):
+    verification = verify(original.path, simulator="integer")
+    assert verification.ok
+    assert verification.slots == 30 * 4 * (12 + 8)
+    assert verification.positive == sum((s > 0).sum() for s in original.golden.spikes.values()) > 100
+    assert verification.negative == sum((s < 0).sum() for s in original.golden.spikes.values()) > 100
+    assert f"0 mismatches of {verification.slots} spike slots" in verification.text()
+    assert "Lava was not asked" in verification.text()
+
+
+DAMAGE = {
+    "no manifest": (lambda p: (p / "manifest.json").unlink(), "not a bundle"),
+    "manifest is no JSON": (lambda p: (p / "manifest.json").write_text("{"), "not valid JSON"),
+    "manifest is a list": (lambda p: (p / "manifest.json").write_text("[]"), "format"),
+    "other format": (lambda p: edit_manifest(p, lambda m: m.update(format="x/9")), "format 'x/9'"),
+    "no files": (lambda p: edit_manifest(p, lambda m: m.pop("files")), "lists no files"),
+    "no steps": (lambda p: edit_manifest(p, lambda m: m.pop("steps")), "lacks or misuses 'steps'"),
+    "T = 0": (lambda p: edit_manifest(p, lambda m: m.update(steps=0)), "steps is 0"),
+    "T is text": (lambda p: edit_manifest(p, lambda m: m.update(steps="4")), "steps is '4'"),
+    "T is huge": (lambda p: edit_manifest(p, lambda m: m.update(steps=10**9)), "steps is 1000000000"),
+    "missing file": (lambda p: (p / "tensors.npz").unlink(), "tensors.npz: is missing"),
+    "truncated": (
+        lambda p: (p / "golden.npz").write_bytes((p / "golden.npz").read_bytes()[:-100]),
+        "golden.npz: is truncated",
+    ),
+    "edited": (
+        lambda p: (p / "certificate.json").write_text(
+            (p / "certificate.json").read_text().replace("no accumulator", "an accumulator")
+        ),
+        "certificate.json: was changed",
+    ),
+    "edited runtime": (
+        lambda p: (p / "runtime_lava" / "run.py").write_text("import os\n"),
+        r"run\.py: (was changed|is truncated)",
+    ),
+    "wrong hash": (
+        lambda p: edit_manifest(p, lambda m: m["files"]["golden.npz"].update(sha256="0" * 64)),
+        "golden.npz: was changed",
+    ),
+    "outside": (
+        lambda p: edit_manifest(p, lambda m: m["files"].update({"../evil": {"sha256": "0"}})),
+        "points outside",
+    ),
+    "absolute": (
+        lambda p: edit_manifest(p, lambda m: m["files"].update({"/etc/passwd": {"sha256": "0"}})),
+        "points outside",
+    ),
+    "bad name": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0].update(name="../../x")),
+        "is no name for a stage",
+    ),
+    "unknown kind": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0].update(kind="magic")),
+        "unknown kind 'magic'",
+    ),
+    "wrong arrival": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][1].update(arrival="once")),
+        "can't have arrival 'once'",
+    ),
+    "wrong decay": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0].update(decay=-1)),
+        "decay is -1",
+    ),
+    "wrong width": (
+        lambda p: edit_arrays(
+            p, "tensors.npz", lambda a: a.update({"atmn2/weight": a["atmn2/weight"][:, 1:]})
+        ),
+        "atmn2/weight is",
+    ),
+    "weight beyond 8 bit": (
+        lambda p: edit_arrays(
+            p, "tensors.npz", lambda a: a.update({"atmn1/weight": a["atmn1/weight"].astype(int) + 300})
+        ),
+        "atmn1/weight exceeds 127",
+    ),
+    "floats": (
+        lambda p: edit_arrays(p, "tensors.npz", lambda a: a.update({"atmn1/bias": a["atmn1/bias"] * 1.0})),
+        "holds float64",
+    ),
+    "pickled": (
+        lambda p: edit_arrays(
+            p, "tensors.npz", lambda a: a.update({"atmn1/bias": np.array([{}] * 12, dtype=object)})
+        ),
+        "not a readable .npz of plain arrays",
+    ),
+    "not a zip": (
+        lambda p: ((p / "golden.npz").write_bytes(b"hello"), rehash(p, "golden.npz")),
+        "not a readable .npz",
+    ),
+    "golden lacks a layer": (
+        lambda p: edit_arrays(p, "golden.npz", lambda a: a.pop("spikes/atmn2")),
+        "lacks spikes/atmn2",
+    ),
+    "golden of another size": (
+        lambda p: edit_arrays(p, "golden.npz", lambda a: a.update(inputs=a["inputs"][:5])),
+        "inputs is",
+    ),
+    "golden spike of 2": (
+        lambda p: edit_arrays(p, "golden.npz", lambda a: a["spikes/atmn1"].__setitem__((0, 0, 0), 2)),
+        "spikes/atmn1 exceeds 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_refused_in_one_line(name, bundle):
+    damage, message = DAMAGE[name]
+    damage(bundle.path)
+    with pytest.raises(BundleError, match=message) as caught:
+        verify(bundle.path, simulator="integer")
+    assert "\n" not in str(caught.value)
+
+
+def test_links_to_the_outside_are_refused(bundle, tmp_path):
+    secret = tmp_path / "secret.json"
+    shutil.copy(bundle.path / "certificate.json", secret)
+    (bundle.path / "certificate.json").unlink()
+    os.symlink(secret, bundle.path / "certificate.json")
+    with pytest.raises(BundleError, match="points outside"):
+        load(bundle.path)
+
+
+def test_an_unpacking_bomb_is_refused(bundle, monkeypatch):
+    monkeypatch.setattr("marsnn.hardware.bundle.LARGEST_ARRAYS", 1000)
+    with pytest.raises(BundleError, match="unpacks to"):
+        load(bundle.path)
+
+
+def test_consistent_files_with_other_spikes_are_a_mismatch_with_its_place(bundle):
+    def flip(arrays):
+        arrays["spikes/atmn2"][7, 2, 5] = 1 - abs(arrays["spikes/atmn2"][7, 2, 5])
+
+    edit_arrays(bundle.path, "golden.npz", flip)
+    verification = verify(bundle.path, simulator="integer")
+    assert not verification.ok
+    assert verification.mismatches == 1
+    assert "atmn2: token 7, step 2, neuron 5" in verification.first
+
+
+def test_a_missing_lava_says_how_to_get_it(bundle, monkeypatch):
+    monkeypatch.setenv("MARSNN_LAVA_PYTHON", "/nowhere/python")
+    with pytest.raises(LavaError, match=r"not a Python 3\.10 that imports lava"):
+        verify(bundle.path)
+    monkeypatch.delenv("MARSNN_LAVA_PYTHON")
+    monkeypatch.setattr("marsnn.hardware.lava.candidates", lambda: iter(["/nowhere/python"]))
+    with pytest.raises(LavaError, match="make lava"):
+        verify(bundle.path)
+
+
+class TestInLava:
+    pytestmark = lava
+
+    @pytest.fixture(autouse=True)
+    def _with(self, lava_python, monkeypatch):
+        self.python = lava_python
+        monkeypatch.setenv("MARSNN_LAVA_PYTHON", lava_python)
+
+    def test_verify(self, original):
+        verification = verify(original.path)
+        assert verification.ok
+        assert verification.simulator == "lava"
+        assert verification.slots == 2400
+        assert verification.sums == 90
+
+    def test_verify_lif_over_sequences(self, tmp_path):
+        torch.manual_seed(0)
+        net = Network(
+            [nn.Linear(6, 9), LIF(9, carry="sequence", threshold=0.4), nn.Linear(9, 7), LIF(7, reset="zero")]
+        )
+        bundle = export(net, 2 * torch.randn(5, 4, 6), tmp_path / "lif")
+        verification = verify(bundle.path)
+        assert verification.ok
+        assert verification.positive > 50
+
+    def test_changed_weight_is_found_in_lava(self, bundle):
+        """Consistent files, other spikes: the place of the first mismatch is told."""
+
+        def change(arrays):
+            arrays["atmn1/weight"][:] = -arrays["atmn1/weight"]
+
+        edit_arrays(bundle.path, "tensors.npz", change)
+        verification = verify(bundle.path)
+        assert not verification.ok
+        assert verification.first.startswith("atmn1: token 0")
+
+    def test_the_bundles_own_runtime_is_not_executed(self, bundle, tmp_path):
+        trap = bundle.path / "runtime_lava" / "run.py"
+        trap.write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\n")
+        rehash(bundle.path, "runtime_lava/run.py")
+        assert verify(bundle.path).ok
+        assert not (tmp_path / "sprung").exists()
+
+    def test_the_bundle_runs_without_marsnn(self, bundle, tmp_path):
+        run = subprocess.run(
+            [self.python, "-B", bundle.path / "runtime_lava" / "run.py"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr
+        assert "0 mismatches of 2400 spike slots" in run.stdout
+        assert "marsnn" not in (bundle.path / "runtime_lava" / "window.py").read_text()

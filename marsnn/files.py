@@ -73,8 +73,8 @@ def read_npz(path: PathLike) -> dict[str, np.ndarray]:
     """All arrays of an .npz; a pickled, truncated or foreign file is a FileError."""
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
     except FileNotFoundError as error:
         raise FileError(f"{path}: no such file") from error
     except PermissionError as error:

@@ -217,9 +217,11 @@ class Network(nn.Module):
         if not named:
             raise InputError("a Network needs at least one layer, got none")
         for name, layer in named.items():
-            if not name or not name.replace("_", "").replace("-", "").isalnum() or name == "input":
+            taken = name == "input" or hasattr(nn.ModuleDict(), name)
+            if taken or not name.replace("_", "").replace("-", "").isalnum():
                 raise InputError(
-                    f'a layer can\'t be named {name!r}: use letters, digits, "_" and "-", and not "input"'
+                    f'a layer can\'t be named {name!r}: use letters, digits, "_" and "-", and not "input" '
+                    "or the name of a torch method"
                 )
             check_layer(name, layer)
         self.layers = nn.ModuleDict(named)

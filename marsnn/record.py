@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,8 @@ class Recording:
             for name, array in getattr(self, what).items():
                 arrays[f"{what}/{name}"] = array
         for name, state in self.state.items():
-            for key, tensor in zip(state._fields, state, strict=True):
+            fields = state if isinstance(state, Mapping) else state._asdict()
+            for key, tensor in fields.items():
                 arrays[f"state/{name}/{key}"] = to_numpy(tensor)
         header = json.dumps({"format": FORMAT, "layers": self.names})
         arrays["header"] = np.frombuffer(header.encode(), dtype=np.uint8)
@@ -121,8 +122,10 @@ class Recording:
                 what, name, *rest = key.split("/")
                 if what == "state":
                     fields.setdefault(name, {})[rest[0]] = torch.from_numpy(array)
-                else:
+                elif what in RECORDABLE:
                     getattr(recording, what)[name] = array
+                else:
+                    raise KeyError(key)
             recording.state = dict(fields)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise FileError(f"{path}: not a Recording that marsnn saved; save it again") from error

@@ -60,7 +60,7 @@ def simulate(
     recorder = Recorder(record)
     state = _restored(network, state, x)
     outputs: list[np.ndarray] = []
-    was_training = network.training
+    was_training = {module: module.training for module in network.modules()}
     network.eval()
     try:
         with torch.no_grad():
@@ -68,7 +68,8 @@ def simulate(
                 output, state = network.run(x[token : token + 1], state, (recorder,))
                 outputs.append(to_numpy(output))
     finally:
-        network.train(was_training)
+        for module, training in was_training.items():
+            module.training = training
     return Recording(
         output=np.concatenate(outputs),
         spikes=recorder.arrays("spikes"),

@@ -225,5 +225,10 @@ def to_settings(surrogate: Surrogate) -> dict[str, Any] | None:
 def from_settings(settings: dict[str, Any]) -> Surrogate:
     """The surrogate that `to_settings` described."""
     values = dict(settings)
-    name = values.pop("name")
-    return _KINDS[name](**values)
+    name = values.pop("name", None)
+    try:
+        return _KINDS[name](**values)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"no surrogate of settings {settings}; the known ones: {', '.join(_KINDS)}"
+        ) from error

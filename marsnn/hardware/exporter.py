@@ -87,7 +87,7 @@ def export(
             "drift": drift(floats, reals, quantized, inputs, golden),
             "counts": counts.to_dict(),
             "energy": report.to_dict(),
-            "placement": place.place(quantized.graph),
+            "placement": place.assign_cores(quantized.graph),
         },
     )
 

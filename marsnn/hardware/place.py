@@ -39,7 +39,7 @@ def load_profile(profile: PathLike = "loihi1") -> dict[str, Any]:
     return limits
 
 
-def place(graph: IntegerGraph, profile: PathLike = "loihi1") -> dict[str, Any]:
+def assign_cores(graph: IntegerGraph, profile: PathLike = "loihi1") -> dict[str, Any]:
     """Cores per stage, whether the whole fits one chip, and why not.
 
     A core holds some of a stage's neurons, one byte for each of their synapses, and one input axon for each

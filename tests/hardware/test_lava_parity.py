@@ -1,6 +1,8 @@
 """Reference: Lava's simulator against the integer model, slot for slot, and mutants that Lava must expose."""
 
+import json
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +18,8 @@ from marsnn.network import Network
 from marsnn.neurons import ATMN, LIF
 from marsnn.simulator import simulate
 from tests.hardware.cases import all_cases, write_case
-from tests.hardware.conftest import DRIVER
 
+DRIVER = Path(__file__).parent / "lava_driver.py"
 pytestmark = [pytest.mark.lava, pytest.mark.xdist_group("lava")]
 
 
@@ -181,7 +183,7 @@ def test_float_networks_equal_floats_in_lava(lava_python, tmp_path):
         case = folder / f"{index}"
         case.mkdir(parents=True)
         manifest = {"steps": graph.steps, "tokens_per_sample": 3, "stages": stages}
-        (case / "manifest.json").write_text(__import__("json").dumps(manifest))
+        (case / "manifest.json").write_text(json.dumps(manifest))
         np.savez(case / "tensors.npz", **arrays)
         runs[name] = (case, simulate(network, x))
     subprocess.run(

@@ -1,0 +1,12 @@
+"""Pictures of a run: each function draws on the `ax` it is given, or on a new figure, and returns the axes.
+
+Nothing is shown and no global setting is touched: the figure is the caller's to title, save or close.
+Blue is a positive spike and orange a negative one everywhere.
+"""
+
+from marsnn.plots.bands import raster
+from marsnn.plots.energy import energy_bars
+from marsnn.plots.membranes import traces
+from marsnn.plots.rates import firing_rates
+
+__all__ = ["energy_bars", "firing_rates", "raster", "traces"]

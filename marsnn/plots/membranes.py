@@ -1,0 +1,133 @@
+"""traces: one neuron's membrane before and after its reset, its thresholds and its spikes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from marsnn.errors import InputError
+from marsnn.network import Network
+from marsnn.neurons.base import Neuron
+from marsnn.plots.style import (
+    INK,
+    NEGATIVE,
+    POSITIVE,
+    array_of,
+    axes_or_new,
+    index_in,
+    legend_above,
+    spikes_label,
+    step_ruler,
+)
+from marsnn.record import Recording
+
+
+def traces(
+    recording: Recording,
+    source: Network | Neuron,
+    layer: str,
+    neuron: int = 0,
+    sample: int = 0,
+    ax: Axes | None = None,
+) -> Axes:
+    """Membrane of one neuron over the micro-steps, with its firing levels and spikes.
+
+    Each step is drawn in two halves: on the left the membrane before the reset, h = u + s V, on the right
+    the membrane u that the reset leaves. A spike is a triangle at h, up and blue or down and orange, and
+    the drop to u has its colour. After a reset to zero h is not recorded: it is drawn at the firing level,
+    the least that it can have been. A threshold that moves (ALIF) is drawn where it rests.
+
+    Args:
+        recording: from `simulate`, with spikes and membrane [L, T, B, *N].
+        source: the network that was simulated, or the neuron of that layer: it knows the thresholds.
+        layer: name of the layer.
+        neuron: flat index into *N.
+        sample: index into B.
+        ax: where to draw; a new figure if None.
+
+    Returns:
+        The axes; y is in the units of the membrane.
+
+    Raises:
+        InputError: the membrane or the layer was not recorded, an index does not exist, or `source` has
+            no such neuron.
+
+    Example:
+        >>> import torch
+        >>> from marsnn import ATMN, Network, plots, simulate
+        >>> network = Network([ATMN(1)])
+        >>> ax = plots.traces(simulate(network, torch.tensor([[[1.3]], [[-0.8]]])), network, "atmn1")
+        >>> ax.get_ylabel()
+        'membrane of atmn1[0]'
+    """
+    membrane = array_of(recording.membrane, "membrane", layer)
+    tokens, steps, batch, *shape = membrane.shape
+    place = index_in("neuron", neuron, int(np.prod(shape)))
+    column = (index_in("sample", sample, batch), place)
+    u = membrane.reshape(tokens * steps, batch, -1)[:, *column].astype(float)
+    model = _neuron_of(source, layer)
+    if not model.levels:  # it emits its membrane: nothing resets it
+        s = np.zeros_like(u)
+    else:
+        s = array_of(recording.spikes, "spikes", layer).reshape(tokens * steps, batch, -1)[:, *column]
+    level = _at(getattr(model, "threshold", None), model.feature_dim, place, shape)
+    fires_at = getattr(model, "fire_at", 1.0) * level
+    zeroed = getattr(model, "reset", "subtract") == "zero"
+    h = np.where(s != 0, np.sign(s) * fires_at if zeroed else u + s * level, u) if model.levels else u
+
+    ax = axes_or_new(ax, 8.0, 3.0)
+    step_ruler(ax, tokens, steps)
+    ax.axhline(0.0, color=INK, linewidth=0.5, zorder=1)
+    if model.levels:
+        ax.axhline(fires_at, color=POSITIVE, linestyle="--", linewidth=1, label=f"fires at {fires_at:.3g}")
+    if min(model.levels, default=0) < 0:
+        ax.axhline(-fires_at, color=NEGATIVE, linestyle="--", linewidth=1, label=f"and {-fires_at:.3g}")
+    _draw_steps(ax, h, u)
+    if model.levels:
+        _draw_spikes(ax, h, u, s)
+    ax.set_ylabel(f"membrane of {layer}[{neuron}]")
+    ax.margins(y=0.12)
+    legend_above(ax)
+    return ax
+
+
+def _draw_steps(ax: Axes, h: np.ndarray, u: np.ndarray) -> None:
+    """The membrane as one line: h[t] from t - 1/2 to t, u[t] from t to t + 1/2."""
+    t = np.arange(len(u))
+    x = np.stack([t - 0.5, t, t, t + 0.5], axis=-1).ravel()
+    ax.plot(x, np.stack([h, h, u, u], axis=-1).ravel(), color=INK, linewidth=1.2, label="membrane", zorder=2)
+
+
+def _draw_spikes(ax: Axes, h: np.ndarray, u: np.ndarray, s: np.ndarray) -> None:
+    """The drop of each reset and, at its peak, a triangle."""
+    for sign, color, marker, text in ((1, POSITIVE, "^", "+"), (-1, NEGATIVE, "v", "−")):  # noqa: RUF001
+        at = np.flatnonzero(s * sign > 0)
+        if len(at) or sign > 0 or (s < 0).any():
+            size = float(np.clip(200 / len(s), 3.0, 7.0))
+            ax.vlines(at, u[at], h[at], color=color, linewidth=2, zorder=3)
+            ax.plot(
+                at, h[at], linestyle="none", marker=marker, markersize=size, color=color, zorder=4,
+                label=spikes_label(text, len(at)),
+            )  # fmt: skip
+
+
+def _neuron_of(source: Network | Neuron, layer: str) -> Neuron:
+    if isinstance(source, Neuron):
+        return source
+    if not isinstance(source, Network):
+        raise InputError(f"traces() needs the Network or the Neuron, got {type(source).__name__}")
+    if layer not in source.neurons:
+        known = ", ".join(source.neurons) or "none"
+        raise InputError(f"the network has no neuron layer {layer!r}; its neuron layers are {known}")
+    return source.neurons[layer]
+
+
+def _at(setting: Any, feature_dim: int, place: int, shape: list[int]) -> float:
+    """A setting, [] or [N], at a flat place of *N; 0 where the neuron has no such setting."""
+    if setting is None:
+        return 0.0
+    values = setting.detach().cpu().double().flatten()
+    feature = np.unravel_index(place, shape)[feature_dim] if len(values) > 1 else 0
+    return float(values[int(feature)])

@@ -1,0 +1,30 @@
+"""What every test shares: the same random numbers each run, one thread, no deadline."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+from marsnn.errors import LavaError
+from marsnn.hardware import find_python
+
+settings.register_profile("marsnn", deadline=None, derandomize=True, database=None, print_blob=False)
+settings.load_profile("marsnn")
+torch.set_num_threads(1)  # tests run side by side under xdist
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def lava_python():
+    """Lava's Python for the tests that need it: required in CI, skipped with the reason elsewhere."""
+    try:
+        return find_python()
+    except LavaError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))

@@ -1,0 +1,61 @@
+"""Unit: the demo end to end, shortened in epochs only; with Lava, and where there is none."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from marsnn.hardware import load
+
+
+def demo(folder, *arguments, **environment):
+    import os
+
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "marsnn",
+            "demo",
+            "--epochs",
+            "2",
+            "--seeds",
+            "2",
+            "--out",
+            str(folder),
+            *arguments,
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+@pytest.mark.lava
+@pytest.mark.xdist_group("lava")
+def test_demo_ends_verified_in_lava(tmp_path, lava_python):
+    run = demo(tmp_path / "out", MARSNN_LAVA_PYTHON=lava_python)
+    assert run.returncode == 0, run.stderr
+    last = run.stdout.strip().splitlines()
+    assert last[-1].startswith("0 mismatches of 368640 spike slots (")
+    assert "Lava's simulator" in last[-1]
+    for heading in ("Accuracy on 360 held-out digits", "Energy per image", "45nm-int8", "loihi1", "raster: "):
+        assert heading in run.stdout
+    for name in ("atmn.safetensors", "raster.png", "energy.json", "digits.json"):
+        assert (tmp_path / "out" / name).stat().st_size > 500
+    bundle = load(tmp_path / "out" / "bundle")
+    for spikes in bundle.golden.spikes.values():
+        assert (spikes == 1).sum() > 1000
+        assert (spikes == -1).sum() > 1000
+
+
+def test_demo_without_lava_says_so_and_still_ends(tmp_path):
+    run = demo(tmp_path / "out", "--json", MARSNN_LAVA_PYTHON="/nowhere/python")
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout)
+    assert result["verification"]["simulator"] == "integer"
+    assert result["verification"]["ok"] is True
+    assert set(result["accuracy"]["arms"]) == {"ATMN", "LIF", "ReLU", "SVM"}
+    assert result["exported"]["integer_accuracy"] > 0.5

@@ -1,0 +1,108 @@
+"""Unit: data splits, training, and what happens when the loss leaves the finite numbers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from marsnn.bench import digits as benchmark
+from marsnn.data import load_digits
+from marsnn.errors import InputError, MarsnnError, NonFiniteError, ShapeError
+from marsnn.network import Network
+from marsnn.neurons import ATMN, LIF
+from marsnn.training import TrainConfig, accuracy, logits, train
+
+
+def test_splits_are_disjoint_whole_and_the_same_every_time():
+    one, two = load_digits("flat"), load_digits("flat")
+    parts = [one.train, one.validation, one.test]
+    assert [len(part) for part in parts] == [1077, 360, 360]
+    assert all(
+        torch.equal(a.x, b.x) for a, b in zip(parts, [two.train, two.validation, two.test], strict=True)
+    )
+    from sklearn.datasets import load_digits as raw
+
+    images = raw(return_X_y=True)[0]
+    seen = np.concatenate([part.x[0].numpy() * 16 for part in parts])
+    assert np.array_equal(np.sort(seen, axis=0), np.sort(images, axis=0).astype(np.float32))
+    for part in parts:  # stratified: every digit has about a tenth
+        assert 0.08 < np.bincount(part.y.numpy()).min() / len(part) < 0.11
+
+
+def test_rows_are_the_same_images_as_sequences():
+    flat, rows = load_digits("flat"), load_digits("rows")
+    assert rows.test.x.shape == (8, 360, 8)
+    assert torch.equal(rows.test.x.transpose(0, 1).flatten(1), flat.test.x[0])
+    with pytest.raises(InputError, match='"flat" or "rows"'):
+        load_digits("columns")
+
+
+def small(neuron):
+    torch.manual_seed(0)
+    return Network([nn.Linear(64, 24), neuron(24), nn.Linear(24, 24), neuron(24), nn.Linear(24, 10)])
+
+
+@pytest.mark.parametrize("neuron", [ATMN, LIF])
+def test_learns_digits_and_repeats_by_its_seed(neuron):
+    digits = load_digits("flat")
+    config = TrainConfig(epochs=6, learning_rate=1e-2)
+    results = []
+    for _ in range(2):
+        network = small(neuron)
+        start = accuracy(network, digits.validation.x, digits.validation.y)
+        history = train(network, digits.train.x, digits.train.y, config)
+        results.append((history.loss, accuracy(network, digits.validation.x, digits.validation.y)))
+        assert start < 0.3
+    assert results[0] == results[1]
+    assert results[0][1] > 0.9
+    assert results[0][0][-1] < results[0][0][0] / 3
+    assert not network.training
+
+
+def test_thresholds_are_learned_and_stay_positive():
+    digits = load_digits("flat")
+    network = small(ATMN)
+    train(network, digits.train.x, digits.train.y, TrainConfig(epochs=3, learning_rate=3e-2))
+    V = network["atmn1"].threshold
+    assert (V > 0).all()
+    assert (V - 1).abs().max() > 0.05
+
+
+def test_a_loss_that_leaves_the_finite_numbers_stops_with_finite_weights():
+    class Explodes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+            self.calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.scale * x * (math.nan if self.calls == 4 else 1.0)
+
+    network = Explodes()
+    with pytest.raises(MarsnnError, match="the loss became nan in epoch 2"):
+        train(network, torch.randn(1, 6, 3), torch.tensor([0, 1, 2] * 2), TrainConfig(epochs=5, batch_size=2))
+    assert torch.isfinite(network.scale)
+    assert network.scale != 1.0
+
+
+def test_bad_arguments():
+    network, x, y = nn.Linear(4, 3), torch.randn(1, 5, 4), torch.zeros(5, dtype=torch.long)
+    for change in ({"epochs": 0}, {"batch_size": -1}, {"learning_rate": 0.0}, {"weight_decay": math.nan}):
+        with pytest.raises(InputError):
+            TrainConfig(**change)
+    with pytest.raises(ShapeError, match=r"x \[L, B, \*D\] and y \[B\]"):
+        train(network, x, y[:4])
+    with pytest.raises(NonFiniteError):
+        train(network, x * math.inf, y)
+    with pytest.raises(ShapeError, match=r"\[L, B, C\]"):
+        logits(nn.Flatten(), torch.randn(1, 5, 4, 4))
+
+
+def test_every_arm_of_the_benchmark_is_tuned_over_as_many_settings():
+    sizes = {arm.name: len(arm.grid) for arm in (*benchmark.NETWORKS, benchmark.MACHINE)}
+    assert set(sizes) == {"ATMN", "LIF", "ReLU", "SVM"}
+    assert set(sizes.values()) == {6}
+    assert not set(benchmark.TUNING_SEEDS) & set(range(5))

@@ -83,7 +83,7 @@ def traces(
     if model.levels:
         ax.axhline(fires_at, color=POSITIVE, linestyle="--", linewidth=1, label=f"fires at {fires_at:.3g}")
     if min(model.levels, default=0) < 0:
-        ax.axhline(-fires_at, color=NEGATIVE, linestyle="--", linewidth=1, label=f"and {-fires_at:.3g}")
+        ax.axhline(-fires_at, color=NEGATIVE, linestyle="--", linewidth=1, label=f"at {-fires_at:.3g}")
     _draw_steps(ax, h, u)
     if model.levels:
         _draw_spikes(ax, h, u, s)

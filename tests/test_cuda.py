@@ -1,0 +1,60 @@
+"""Reference: the same networks on a GPU and on the CPU. Skipped where there is no GPU."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from marsnn import neurons
+from marsnn.energy import count
+from marsnn.hardware import export
+from marsnn.network import Network
+from marsnn.neurons import ATMN, LIF
+from marsnn.simulator import simulate
+from marsnn.training import TrainConfig, accuracy, train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def build():
+    torch.manual_seed(0)
+    return Network(
+        [nn.Linear(8, 16), ATMN(16), nn.Linear(16, 12), LIF(12, carry="sequence"), nn.Linear(12, 4)]
+    ).double()
+
+
+@pytest.mark.parametrize("name", neurons.names())
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_neurons_decide_alike(name, dtype):
+    """No matmul, so the same additions in the same order: every spike equal, slot for slot."""
+    neuron = neurons.get(name)(32, steps=6)
+    currents = torch.randn(6, 50, 32).to(dtype)
+    here, state = neuron(currents)
+    there, far_state = neuron.to("cuda")(currents.cuda())
+    assert there.device.type == far_state[0].device.type == "cuda"
+    assert there.dtype == dtype
+    assert torch.equal(here, there.cpu())
+    assert torch.equal(state[0], far_state[0].cpu())
+
+
+def test_simulate_streams_and_agrees_with_the_cpu():
+    network, x = build(), 2 * torch.randn(10, 3, 8, dtype=torch.float64)
+    here = simulate(network, x)
+    network.cuda()
+    whole = simulate(network, x.cuda())
+    first = simulate(network, x[:6].cuda())
+    second = simulate(network, x[6:].cuda(), state=first.state)
+    assert np.array_equal(whole.output, np.concatenate([first.output, second.output]))
+    np.testing.assert_allclose(whole.output, here.output, atol=1e-9)
+    assert count(network, x.cuda()).total == count(network.cpu(), x).total
+
+
+def test_trains_and_exports_from_the_gpu(tmp_path):
+    torch.manual_seed(0)
+    network = Network([nn.Linear(8, 16), ATMN(16), nn.Linear(16, 4)]).cuda()
+    x = torch.randn(1, 400, 8, device="cuda")
+    y = x[0, :, :4].argmax(-1)
+    history = train(network, x, y, TrainConfig(epochs=20, learning_rate=1e-2))
+    assert history.loss[-1] < history.loss[0] / 2
+    assert accuracy(network, x, y) > 0.8
+    assert export(network, x[:, :20], tmp_path / "bundle").golden.spikes["atmn1"].any()

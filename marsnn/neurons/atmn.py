@@ -169,7 +169,10 @@ class ATMN(Neuron):
 
     @property
     def update_cost(self) -> UpdateCost:
-        """The leak (a shift where tau is a power of two, so no multiply), a comparison, the reset."""
+        """A comparison and the reset; the leak multiplies, but is a shift where tau is a power of two.
+
+        The input costs no addition: it enters an empty membrane.
+        """
         shift = not self.learn_tau and float(torch.frexp(self.tau)[0]) == 0.5
         return UpdateCost(mul=0 if shift else 1, add=2)
 

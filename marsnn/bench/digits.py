@@ -7,6 +7,8 @@ other seeds and looked at once on the test split.
 from __future__ import annotations
 
 import itertools
+import os
+import platform
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -154,6 +156,8 @@ def run(
     }
     return {
         "benchmark": "digits",
+        "command": f"marsnn bench digits --form {form} --seeds {len(seeds)} --epochs {epochs}",
+        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__},
         "form": form,
         "hidden": HIDDEN,
         "steps": STEPS,

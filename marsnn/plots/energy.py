@@ -23,6 +23,9 @@ class Total(Protocol):
     @property
     def dense_pj(self) -> float | None: ...
 
+    @property
+    def ratio(self) -> float | None: ...
+
 
 class Totals(Protocol):
     """Anything with totals by table: an EnergyReport."""
@@ -32,9 +35,9 @@ class Totals(Protocol):
 
 
 def energy_bars(report: Totals, ax: Axes | None = None) -> Axes:
-    """Energy of the spiking and the dense network under each table, on a logarithmic axis.
+    """Energy per token of the spiking and the dense network under each table, on a logarithmic axis.
 
-    The two bars of a table are at that table's own precision. Each bar has its energy at its end, the
+    Estimated from counted operations, as the report is. The two bars of a table are at that table's own precision. Each bar has its energy at its end, the
     spiking one also its ratio to dense; a table without a dense figure says "dense n/a".
 
     Args:
@@ -64,14 +67,15 @@ def energy_bars(report: Totals, ax: Axes | None = None) -> Axes:
         # from the axis' left end, for a logarithmic bar has no zero to start from
         widths = [max((energy or floor) - floor, 0.0) for energy in energies]
         ax.barh(np.arange(len(names)) + offset, widths, left=floor, height=0.38, color=color, label=label)
-    for y, (few, many) in enumerate(zip(spiking, dense, strict=True)):
-        ratio = "" if not many else f"  ({few / many:.3g} of dense)"
-        _write(ax, few or floor, y - 0.2, energy_text(few) + ratio)
-        _write(ax, many or floor, y + 0.2, "dense n/a" if many is None else energy_text(many))
+    for y, total in enumerate(report.totals.values()):
+        ratio = "" if total.ratio is None else f"  ({total.ratio:.3g} of dense)"
+        _write(ax, total.spiking_pj or floor, y - 0.2, energy_text(total.spiking_pj) + ratio)
+        dense_text = "dense n/a" if total.dense_pj is None else energy_text(total.dense_pj)
+        _write(ax, total.dense_pj or floor, y + 0.2, dense_text)
     ax.set_yticks(np.arange(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlim(floor, high * (high / floor) ** 0.35)  # room for the numbers
-    ax.set_xlabel("energy [pJ], logarithmic")
+    ax.set_xlabel("estimated energy per token [pJ], logarithmic")
     legend_above(ax)
     return ax
 

@@ -71,7 +71,8 @@ class ATMN(Neuron):
         tau: > 0; the membrane is divided by it between steps.
         threshold: initial V > 0, a number or a tensor [N].
         fire_at: the firing level in units of V; 1 truncates, 1/2 rounds.
-        learn_threshold: train a = log V, which keeps V > 0.
+        learn_threshold: train a = log V, which keeps V > 0. As V = exp(a), a V other than 1 may start a
+            unit in the last place away from `threshold`; ties are ties with `self.threshold`.
         learn_tau: train log tau.
         surrogate: spike function of (abs(h) - fire_at V) / V.
         detach_reset: let no gradient through the reset.

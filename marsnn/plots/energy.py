@@ -37,8 +37,9 @@ class Totals(Protocol):
 def energy_bars(report: Totals, ax: Axes | None = None) -> Axes:
     """Energy per token of the spiking and the dense network under each table, on a logarithmic axis.
 
-    Estimated from counted operations, as the report is. The two bars of a table are at that table's own precision. Each bar has its energy at its end, the
-    spiking one also its ratio to dense; a table without a dense figure says "dense n/a".
+    Estimated from counted operations, as the report is. The two bars of a table are at that table's own
+    precision. Each bar has its energy at its end, the spiking one also its ratio to dense; a table without
+    a dense figure says "dense n/a".
 
     Args:
         report: an EnergyReport.

@@ -37,7 +37,8 @@ def traces(
     Each step is drawn in two halves: on the left the membrane before the reset, h = u + s V, on the right
     the membrane u that the reset leaves. A spike is a triangle at h, up and blue or down and orange, and
     the drop to u has its colour. After a reset to zero h is not recorded: it is drawn at the firing level,
-    the least that it can have been. A threshold that moves (ALIF) is drawn where it rests.
+    the least that it can have been. A threshold that moves is not recorded either: the level is the one at
+    rest, and h is off by the difference.
 
     Args:
         recording: from `simulate`, with spikes and membrane [L, T, B, *N].
@@ -68,6 +69,11 @@ def traces(
     column = (index_in("sample", sample, batch), place)
     u = membrane.reshape(tokens * steps, batch, -1)[:, *column].astype(float)
     model = _neuron_of(source, layer)
+    if model.features is not None and shape[model.feature_dim] != model.features:
+        raise InputError(
+            f"this neuron has {model.features} features, {layer} was recorded with "
+            f"{shape[model.feature_dim]}; pass the network that was simulated"
+        )
     if not model.levels:  # it emits its membrane: nothing resets it
         s = np.zeros_like(u)
     else:

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import nn
 
 from marsnn import neurons
+from marsnn import surrogate as surrogates
 from marsnn.errors import FileError, InputError, MarsnnError
 from marsnn.files import PathLike, write_bytes
 from marsnn.network import LINEAR_MAPS, TOKEN_LAYERS, Network
@@ -52,14 +53,21 @@ KNOWN = {kind.__name__: kind for kind in (*LINEAR_MAPS, *TOKEN_LAYERS)}
 
 
 def save_network(network: Network, path: PathLike) -> Path:
-    """Write a network to `path`; `load_network` reads it back, equal in settings, weights and dtype."""
+    """Write a network to `path`; `load_network` reads it back, equal in settings, weights and dtype.
+
+    A layer that stands in two places is written, and read back, as two.
+
+    Raises:
+        InputError: a layer or a surrogate that is not marsnn's own, by name.   FileError: no permission,
+        no space; an older file at `path` is then left as it is.
+    """
     described = {
         "format": FORMAT,
         "layers": [{"name": name, **_describe(name, layer)} for name, layer in network.layers.items()],
         "skips": {target: list(sources) for target, sources in network.skips.items()},
         "unrolled": network.unrolled,
     }
-    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    tensors = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
     return write_bytes(path, save(tensors, metadata={"marsnn": json.dumps(described)}))
 
 
@@ -97,6 +105,11 @@ def load_network(path: PathLike) -> Network:
 def _describe(name: str, layer: nn.Module) -> dict[str, Any]:
     kind = type(layer).__name__
     if isinstance(layer, Neuron):
+        if surrogates.to_settings(layer.surrogate) is None:
+            raise InputError(
+                f"{name}: its surrogate is another library's and can't be saved; give it one of ours first, "
+                "say neuron.surrogate = marsnn.surrogate.atan()"
+            )
         return {"neuron": kind, "arguments": layer.constructor()}
     if KNOWN.get(kind) is not type(layer):
         raise InputError(f"{name}: can't save a {kind}; known are {', '.join(KNOWN)} and marsnn's neurons")

@@ -9,6 +9,7 @@ Legend of shapes, used in every docstring of the package:
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -22,17 +23,20 @@ def positive(name: str, value: float | Tensor) -> None:
         good = bool(torch.isfinite(value).all() and (value > 0).all())
         shown = f"a tensor with minimum {value.min().item():g}" if value.numel() else "an empty tensor"
     else:
-        good = isinstance(value, int | float) and math.isfinite(value) and value > 0
-        shown = repr(value)
+        try:
+            good = isinstance(value, Real) and math.isfinite(value) and value > 0
+        except OverflowError:  # an int beyond every float
+            good = False
+        shown = repr(value) if len(repr(value)) < 40 else f"{repr(value)[:36]}..."
     if not good:
         raise InputError(f"{name} must be finite and > 0, got {shown}")
 
 
 def count(name: str, value: object) -> int:
     """Return `value` as an int >= 1, or refuse it."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise InputError(f"{name} must be a whole number >= 1, got {value!r}")
-    return value
+    return int(value)
 
 
 def finite(where: str, tensor: Tensor) -> None:

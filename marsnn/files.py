@@ -51,6 +51,17 @@ def write_bytes(path: PathLike, data: bytes) -> Path:
     return path
 
 
+def probe(path: PathLike) -> None:
+    """Before long work: refuse a file or folder `path` that could not be written at its end."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path if path.is_dir() else path.parent):
+            pass
+    except OSError as error:
+        raise _told(path, error) from error
+
+
 def write_text(path: PathLike, text: str) -> Path:
     """As `write_bytes`, in UTF-8."""
     return write_bytes(path, text.encode())
@@ -74,7 +85,11 @@ def read_npz(path: PathLike) -> dict[str, np.ndarray]:
     path = Path(path)
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            found = {name: arrays[name] for name in arrays.files}
+            strange = [name for name, value in found.items() if not isinstance(value, np.ndarray)]
+            if strange:
+                raise ValueError(f"{strange[0]!r} is no array")
+            return found
     except FileNotFoundError as error:
         raise FileError(f"{path}: no such file") from error
     except PermissionError as error:
@@ -93,7 +108,7 @@ def read_json(path: PathLike) -> Any:
         raise FileError(f"{path}: no such file") from error
     except OSError as error:
         raise FileError(f"{path}: can't read it: {(error.strerror or str(error)).lower()}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{path}: not valid JSON ({error}); make it again") from error
 
 

@@ -19,6 +19,7 @@ matmuls instead, which agrees within rounding.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from torch import Tensor, nn
 from marsnn.checks import finite
 from marsnn.errors import InputError, ShapeError, UnknownLayerError
 from marsnn.neurons.base import Neuron
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 State = dict[str, Any]
 """What one call hands to the next: layer name -> that layer's state. Empty where nothing crosses tokens."""
@@ -211,17 +214,23 @@ class Network(nn.Module):
         unrolled: bool = False,
     ) -> None:
         super().__init__()
-        named = (
-            dict(layers) if isinstance(layers, Mapping) else dict(zip(_names(layers), layers, strict=True))
-        )
+        if isinstance(layers, Mapping | nn.ModuleDict):
+            named = dict(layers.items())
+        elif isinstance(layers, Sequence | nn.ModuleList | nn.Sequential) and not isinstance(layers, str):
+            named = dict(zip(_names(list(layers)), layers, strict=True))
+        else:
+            raise InputError(
+                f"a Network takes a list or a mapping of layers, got {type(layers).__name__}; "
+                "write Network([layer, ...])"
+            )
         if not named:
             raise InputError("a Network needs at least one layer, got none")
         for name, layer in named.items():
-            taken = name == "input" or hasattr(nn.ModuleDict(), name)
-            if taken or not name.replace("_", "").replace("-", "").isalnum():
+            taken = not isinstance(name, str) or name == "input" or hasattr(nn.ModuleDict(), name)
+            if taken or not _NAME.fullmatch(name):
                 raise InputError(
-                    f'a layer can\'t be named {name!r}: use letters, digits, "_" and "-", and not "input" '
-                    "or the name of a torch method"
+                    f'a layer can\'t be named {name!r}: use up to 100 of a-z, A-Z, 0-9, "_" and "-", and '
+                    'not "input" or the name of a torch method'
                 )
             check_layer(name, layer)
         self.layers = nn.ModuleDict(named)
@@ -309,9 +318,12 @@ class Network(nn.Module):
     # ---- checks -------------------------------------------------------------------------------------
 
     def check_weights(self) -> None:
-        """Refuse NaN and infinite parameters, naming the layer."""
+        """Refuse parameters and settings that are NaN, infinite or out of range, naming the layer."""
         for name, parameter in self.layers.named_parameters():
             finite(f"{name}: the parameter", parameter.detach())
+        for name, neuron in self.neurons.items():
+            with located(name):
+                neuron.check_tensors()
 
     def _check_input(self, x: Tensor) -> None:
         if x.ndim < 3:

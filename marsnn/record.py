@@ -30,7 +30,7 @@ class Recorder:
     """A listener that keeps spikes and membranes, token by token."""
 
     def __init__(self, record: Iterable[str]) -> None:
-        wanted = (record,) if isinstance(record, str) else tuple(record)
+        wanted = (record,) if isinstance(record, str) else tuple(record or ())
         unknown = [what for what in wanted if what not in RECORDABLE]
         if unknown:
             raise InputError(f"can't record {unknown}; record may hold {', '.join(RECORDABLE)}")
@@ -94,7 +94,7 @@ class Recording:
         return self.spikes
 
     def save(self, path: PathLike) -> Path:
-        """Write all of it to one .npz without pickle; `Recording.load` reads it back."""
+        """Write all of it to one file, an .npz without pickle; `Recording.load` reads it back."""
         arrays = {"output": self.output}
         for what in RECORDABLE:
             for name, array in getattr(self, what).items():
@@ -105,8 +105,7 @@ class Recording:
                 arrays[f"state/{name}/{key}"] = to_numpy(tensor)
         header = json.dumps({"format": FORMAT, "layers": self.names})
         arrays["header"] = np.frombuffer(header.encode(), dtype=np.uint8)
-        path = Path(path)
-        return write_bytes(path if path.suffix else path.with_suffix(".npz"), npz_bytes(arrays))
+        return write_bytes(path, npz_bytes(arrays))
 
     @classmethod
     def load(cls, path: PathLike) -> Recording:

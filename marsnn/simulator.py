@@ -81,14 +81,19 @@ def simulate(
 def _restored(network: Network, state: State | None, x: Tensor) -> State:
     """States as the neurons know them, whether they come from a run or from a file."""
     restored: State = {}
+    if state is not None and not isinstance(state, Mapping):
+        raise InputError(f"state must be the .state of a Recording, got {type(state).__name__}")
     for name, fields in (state or {}).items():
         neuron = network.neurons.get(name)
         if neuron is None:
             raise InputError(f"the state has a layer {name!r} that this network lacks: {network.names}")
-        if isinstance(fields, Mapping):
-            restored[name] = neuron.state_from(
-                {key: value.to(device=x.device, dtype=x.dtype) for key, value in fields.items()}
+        values = dict(fields) if isinstance(fields, Mapping) else getattr(fields, "_asdict", dict)()
+        if set(values) != set(neuron.state_fields()) or neuron.carry != "sequence":
+            raise InputError(
+                f"{name}: the state holds {sorted(values)}, but this {type(neuron).__name__} with "
+                f"carry={neuron.carry!r} is another neuron; pass the state of a run of this network"
             )
-        else:
-            restored[name] = fields
+        restored[name] = neuron.state_from(
+            {key: value.to(device=x.device, dtype=x.dtype) for key, value in values.items()}
+        )
     return restored

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marsnn.checks import count, finite, positive
-from marsnn.errors import InputError, MarsnnError, ShapeError
+from marsnn.errors import InputError, MarsnnError, NonFiniteError, ShapeError
 from marsnn.progress import track
 
 
@@ -28,8 +30,11 @@ class TrainConfig:
         count("epochs", self.epochs)
         count("batch_size", self.batch_size)
         positive("learning_rate", self.learning_rate)
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(f"weight_decay must be finite and >= 0, got {self.weight_decay!r}")
+        decay = self.weight_decay
+        if not isinstance(decay, Real) or not math.isfinite(decay) or decay < 0:
+            raise InputError(f"weight_decay must be finite and >= 0, got {decay!r}")
+        if not isinstance(self.seed, Integral):
+            raise InputError(f"seed must be a whole number, got {self.seed!r}")
 
 
 @dataclass
@@ -62,19 +67,19 @@ def train(
         The losses. Equal seeds, weights and threads give equal results on one machine.
 
     Raises:
-        ShapeError: x and y differ in B.   MarsnnError: the loss became NaN or infinite; the network keeps
-        the weights of the last finite update.
+        ShapeError: x and y differ in B.   InputError: y is not made of class indices.   MarsnnError: the loss
+        or a gradient became NaN or infinite; the network keeps the weights of the last finite loss.
     """
     config = config or TrainConfig()
-    finite("x", x)
-    if y.ndim != 1 or x.ndim < 3 or len(y) != x.shape[1]:
-        raise ShapeError(f"expected x [L, B, *D] and y [B], got {list(x.shape)} and {list(y.shape)}")
-    decayed = [p for p in network.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in network.parameters() if p.requires_grad and p.ndim <= 1]
+    _check_data(x, y)
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if not parameters:
+        raise InputError("the network has no parameters to train; set requires_grad or add a Linear")
+    y = y.long()
     optimizer = torch.optim.AdamW(
         [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ],
         lr=config.learning_rate,
     )
@@ -82,26 +87,68 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     shuffle = torch.Generator().manual_seed(config.seed)
     history = History()
+    last_good = [p.detach().clone() for p in parameters]
     network.train()
-    for epoch in track(range(config.epochs), "training", enabled=progress):
-        total = 0.0
-        for chosen in torch.randperm(len(y), generator=shuffle).split(config.batch_size):
-            chosen = chosen.to(x.device)
-            loss = F.cross_entropy(logits(network, x[:, chosen]), y[chosen])
-            value = loss.item()
-            if not math.isfinite(value):
-                raise MarsnnError(
-                    f"the loss became {value} in epoch {epoch + 1}; the weights of the last finite update "
-                    f"are kept. Try a learning_rate below {config.learning_rate:g}"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += value * len(chosen)
-        history.loss.append(total / len(y))
-    network.eval()
+    try:
+        for _ in track(range(config.epochs), "training", enabled=progress):
+            total = 0.0
+            for chosen in torch.randperm(len(y), generator=shuffle).split(config.batch_size):
+                chosen = chosen.to(x.device)
+                loss = _finite_loss(network, x[:, chosen], y[chosen])
+                _keep(last_good, parameters)  # these weights gave a finite loss
+                optimizer.zero_grad()
+                loss.backward()
+                if not all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in parameters):
+                    raise _Diverged("the gradient")
+                optimizer.step()
+                schedule.step()
+                total += loss.item() * len(chosen)
+            history.loss.append(total / len(y))
+        with torch.no_grad():
+            _finite_loss(network, x[:, : config.batch_size], y[: config.batch_size])
+    except _Diverged as error:
+        _keep(parameters, last_good)
+        epoch = min(len(history.loss) + 1, config.epochs)
+        raise MarsnnError(
+            f"{error} became NaN or infinite in epoch {epoch}; the weights of the last finite loss are kept. "
+            f"Try a learning_rate below {config.learning_rate:g}"
+        ) from error
+    finally:
+        network.eval()
     return history
+
+
+class _Diverged(Exception):
+    """A loss or a gradient left the finite numbers."""
+
+
+def _finite_loss(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    try:
+        scores = logits(network, x)
+    except NonFiniteError as error:  # a neuron noticed it before the loss did
+        raise _Diverged("the activations") from error
+    if int(y.max()) >= scores.shape[-1]:
+        raise InputError(f"y holds class {int(y.max())}, the network tells {scores.shape[-1]} classes apart")
+    loss = F.cross_entropy(scores, y)
+    if not bool(torch.isfinite(loss)):
+        raise _Diverged("the loss")
+    return loss
+
+
+@torch.no_grad()
+def _keep(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
+
+
+def _check_data(x: Tensor, y: Tensor) -> None:
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise InputError(f"x and y must be tensors, got {type(x).__name__} and {type(y).__name__}")
+    if y.ndim != 1 or x.ndim < 3 or len(y) != x.shape[1] or len(y) == 0:
+        raise ShapeError(f"expected x [L, B, *D] and y [B], got {list(x.shape)} and {list(y.shape)}")
+    if y.is_floating_point() or int(y.min()) < 0:
+        raise InputError(f"y must hold class indices >= 0, got {y.dtype} with minimum {y.min().item():g}")
+    finite("x", x)
 
 
 @torch.no_grad()

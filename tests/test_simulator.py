@@ -334,7 +334,7 @@ def test_inputs_that_are_refused():
 def test_recording_round_trip(layers, dtype, record, tmp_path):
     recording = simulate(network_of(layers, dtype), tokens(dtype=dtype), record=record)
     path = recording.save(tmp_path / "deep" / "run")
-    assert path == tmp_path / "deep" / "run.npz"
+    assert path == tmp_path / "deep" / "run"
     again = Recording.load(path)
     assert_same(again, recording)
     assert_same_state(again, recording)

@@ -14,7 +14,7 @@ from marsnn.checkpoint import save_network
 from marsnn.data import load_digits
 from marsnn.energy import EnergyReport, count
 from marsnn.errors import LavaError
-from marsnn.files import json_text, write_text
+from marsnn.files import json_text, probe, write_text
 from marsnn.hardware.exporter import export
 from marsnn.hardware.lava import find_python, verify
 from marsnn.plots import raster
@@ -32,6 +32,7 @@ def demonstrate(out: Path, seeds: Sequence[int], epochs: int, quiet: bool = Fals
     Returns:
         JSON-ready: the accuracies, the energies, the drift, the verification and the paths of what it made.
     """
+    probe(out / "digits.json")
     started = time.perf_counter()
 
     def say(line: str) -> None:

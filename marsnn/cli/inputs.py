@@ -46,8 +46,8 @@ def _array(path: Path) -> Tensor:
         raise FileError(f"{path}: not a plain .npy array ({str(error).splitlines()[0]})") from error
     if not isinstance(array, np.ndarray):
         raise FileError(f"{path}: holds several arrays; save x alone with numpy.save")
-    if array.ndim != 3:
-        raise ShapeError(f"{path}: expected x [L, B, D], got {list(array.shape)}")
+    if array.ndim < 3:
+        raise ShapeError(f"{path}: expected x [L, B, *D], got {list(array.shape)}")
     if array.dtype.kind not in "fiub":
         raise InputError(f"{path}: holds {array.dtype}, expected numbers")
     return torch.as_tensor(array.astype(np.float64))

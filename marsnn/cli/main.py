@@ -7,6 +7,7 @@ Heavy imports happen inside the verbs, so that `--help` and `verify` never load 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +19,6 @@ from marsnn.errors import MarsnnError
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Ternary multi-step spiking networks: simulate, count the energy, export to Lava bit for bit.",
@@ -210,8 +210,10 @@ def bench(
     """Measure the accuracy of every model, equally tuned."""
     from marsnn.bench import digits
     from marsnn.errors import InputError
-    from marsnn.files import json_text, write_text
+    from marsnn.files import json_text, probe, write_text
 
+    if save:
+        probe(save)
     if name != "digits":
         raise InputError(f"no benchmark named {name!r}; known: digits")
     result = digits.run(form.value, seeds=range(seeds), epochs=epochs)
@@ -225,6 +227,7 @@ def bench(
 
 @app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
 ) -> None:
     """Ternary multi-step spiking networks: simulate, count the energy, export to Lava bit for bit."""
@@ -232,7 +235,8 @@ def root(
         import marsnn
 
         print(f"marsnn {marsnn.__version__}")
-        raise typer.Exit
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def print_json(value: Any) -> None:
@@ -241,18 +245,24 @@ def print_json(value: Any) -> None:
 
 
 def run(arguments: list[str] | None = None) -> NoReturn:
-    """Entry point: errors made on purpose become one line and exit code 2, never a traceback."""
+    """Entry point: every error becomes one line and exit code 2; MARSNN_DEBUG=1 shows the traceback."""
     try:
         status = app(args=arguments, standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as in `marsnn ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except (MarsnnError, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:
         fail("interrupted; what was written before is whole", 130)
     except Exception as error:
-        # typer brings its own click or depends on it: its usage errors are known by their method.
-        if not hasattr(error, "format_message"):
+        if os.environ.get("MARSNN_DEBUG"):
             raise
-        fail(f"{error.format_message()} (see marsnn --help)")
+        # typer brings its own click or depends on it: its usage errors are known by their method.
+        if hasattr(error, "format_message"):
+            fail(f"{error.format_message()} (see marsnn --help)")
+        fail(f"unexpected {type(error).__name__}: {error} (MARSNN_DEBUG=1 shows where)")
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -16,6 +16,7 @@ points outside the folder is refused by name. Needs numpy alone.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import zipfile
 from collections.abc import Mapping
@@ -37,8 +38,10 @@ from marsnn.files import (
     write_bytes,
     write_text,
 )
+from marsnn.hardware.certificate import certify
 from marsnn.hardware.integer import (
     INPUT_MAX,
+    LARGEST_STEPS,
     STATE_MAX,
     STEP_ARRIVALS,
     SUM_ARRIVALS,
@@ -53,7 +56,6 @@ FORMAT = "marsnn.bundle/1"
 RUNTIME = Path(__file__).parent / "lava_runtime"
 REQUIRED = ("tensors.npz", "golden.npz", "certificate.json", "runtime_lava/run.py")
 LARGEST_ARRAYS = 4 * 2**30  # bytes, unpacked
-LARGEST_STEPS = 64
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _ARRAYS = ("weight", "bias", "fire", "amplitude")
@@ -146,6 +148,7 @@ def write(
             },
         }
         write_text(folder / "manifest.json", json_text(manifest))
+        load(folder)  # what can't be read back must not replace what can
     return load(path)
 
 
@@ -189,16 +192,24 @@ def load(path: PathLike) -> Bundle:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         shown = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         raise BundleError(f"{folder}/manifest.json: format {shown!r}, this marsnn reads {FORMAT!r}")
-    _check_files(folder, manifest.get("files"))
-    tensors = _arrays(folder / "tensors.npz")
-    golden = _arrays(folder / "golden.npz")
     try:
+        _check_files(folder, manifest.get("files"))
+        tensors = _arrays(folder / "tensors.npz")
+        golden = _arrays(folder / "golden.npz")
         graph = _graph(folder, manifest, tensors)
         inputs, run = _golden(folder, manifest, graph, golden)
-        float(manifest["input"]["scale"])
-    except (KeyError, TypeError, IndexError) as error:
-        raise BundleError(f"{folder}/manifest.json: lacks or misuses {error}; export it again") from error
-    return Bundle(folder, manifest, graph, inputs, run)
+        _positive(f"{folder}/manifest.json", "input.scale", manifest["input"]["scale"])
+        bundle = Bundle(folder, manifest, graph, inputs, run)
+        if not isinstance(bundle.report("certificate"), dict):
+            raise BundleError(f"{folder}/certificate.json: is no certificate; export it again")
+    except BundleError:
+        raise
+    except FileError as error:
+        raise BundleError(str(error)) from error
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, OSError) as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise BundleError(f"{folder}/manifest.json: lacks or misuses {what}; export it again") from error
+    return bundle
 
 
 def _check_files(folder: Path, files: Any) -> None:
@@ -208,6 +219,14 @@ def _check_files(folder: Path, files: Any) -> None:
         if required not in files:
             raise BundleError(f"{folder}/manifest.json: does not list {required}; export it again")
     root = folder.resolve()
+    present = {
+        file.relative_to(folder).as_posix()
+        for file in folder.rglob("*")
+        if file.is_symlink() or not file.is_dir()
+    }
+    unlisted = sorted(present - {"manifest.json", *files})
+    if unlisted:
+        raise BundleError(f"{folder}: holds {unlisted[0]!r}, which its manifest does not list; remove it")
     for name, entry in files.items():
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or "\\" in name or not name:
@@ -247,8 +266,10 @@ def _arrays(file: Path) -> dict[str, NDArray[Any]]:
     except FileError as error:
         raise BundleError(str(error)) from error
     for name, array in arrays.items():
-        if array.dtype.kind not in "iu":
-            raise BundleError(f"{file}: {name} holds {array.dtype}, a bundle holds integers only; refused")
+        if array.dtype.kind != "i":
+            raise BundleError(
+                f"{file}: {name} holds {array.dtype}, a bundle holds signed integers only; refused"
+            )
     return arrays
 
 
@@ -275,7 +296,11 @@ def _graph(folder: Path, manifest: Mapping[str, Any], tensors: Mapping[str, NDAr
             )
         stages.append(stage)
         width = len(stage.weight)
-    return IntegerGraph(steps, tuple(stages), per_sample)
+    graph = IntegerGraph(steps, tuple(stages), per_sample)
+    for stage_row in certify(graph)["stages"]:
+        if not stage_row["safe"]:
+            raise BundleError(f"{where}: {stage_row['name']} can overflow 24 bits; export it again")
+    return graph
 
 
 def _stage(where: str, row: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Stage:
@@ -304,12 +329,14 @@ def _stage(where: str, row: Mapping[str, Any], tensors: Mapping[str, NDArray[Any
         if arrays[key].shape != shape:
             raise BundleError(f"{where}: {name}/{key} is {list(arrays[key].shape)}, expected {list(shape)}")
         largest = WEIGHT_MAX if key == "weight" else STATE_MAX
-        if np.abs(arrays[key]).max(initial=0) > largest:
+        if _magnitude(arrays[key]) > largest:
             raise BundleError(f"{where}: {name}/{key} exceeds {largest}")
     if levels and min(arrays["fire"].min(), arrays["amplitude"].min()) < 1:
         raise BundleError(f"{where}: {name} has a threshold below 1")
-    if len(row["unit"]) != neurons:
-        raise BundleError(f"{where}: {name}.unit has {len(row['unit'])} values, expected {neurons}")
+    if not isinstance(row["unit"], list) or len(row["unit"]) != neurons:
+        raise BundleError(f"{where}: {name}.unit is no list of {neurons} values")
+    for value in row["unit"]:
+        _positive(where, f"{name}.unit", value)
     return Stage(
         name=name,
         synapse=row["synapse"],
@@ -336,7 +363,7 @@ def _golden(
             raise BundleError(f"{where}: lacks {name}")
         if arrays[name].shape != shape:
             raise BundleError(f"{where}: {name} is {list(arrays[name].shape)}, expected {list(shape)}")
-        if arrays[name].size and np.abs(arrays[name].astype(np.int64)).max() > largest:
+        if _magnitude(arrays[name]) > largest:
             raise BundleError(f"{where}: {name} exceeds {largest}")
         return arrays[name]
 
@@ -353,6 +380,16 @@ def _golden(
             run.spikes[stage.name] = spikes.astype(np.int8)
         run.saturations[stage.name] = int(saturations)
     return inputs.astype(np.int64), run
+
+
+def _magnitude(array: NDArray[Any]) -> int:
+    """Largest absolute value, exact for the least int64 too."""
+    return max(-int(array.min()), int(array.max())) if array.size else 0
+
+
+def _positive(where: str, name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < float(value) < math.inf:
+        raise BundleError(f"{where}: {name} is {str(value)[:40]!r}, expected a finite number > 0")
 
 
 def _whole(where: str, name: str, value: Any, least: int, most: int) -> int:

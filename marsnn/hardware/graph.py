@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from marsnn.errors import ExportError
-from marsnn.hardware.integer import ATMN_DECAYS, Arrival, Kind
+from marsnn.hardware.certificate import LARGEST_DOUBLINGS
+from marsnn.hardware.integer import ATMN_DECAYS, LARGEST_STEPS, Arrival, Kind
 from marsnn.network import Network
 from marsnn.neurons import ATMN, LIF
 from marsnn.neurons.base import Neuron
@@ -63,6 +64,7 @@ def extract(network: Network, inputs: int) -> Graph:
         f"{target}: a skip from {', '.join(sources)}; remove it" for target, sources in network.skips.items()
     ]
     pairs = _pairs(network, inputs, refusals)
+    refusals.extend(_too_long(pairs, network.steps))
     for name, _, _, neuron in pairs:
         refusals.extend(f"{name}: {reason}" for reason in _unmappable(neuron))
     if not refusals and not any(isinstance(neuron, Neuron) for *_, neuron in pairs):
@@ -112,9 +114,25 @@ def _pairs(network: Network, inputs: int, refusals: list[str]) -> list[Pair]:
     return pairs
 
 
+def _too_long(pairs: list[Pair], steps: int) -> list[str]:
+    """T beyond what a manifest or the weights tau^t of a summed train can hold."""
+    refusals = []
+    if steps > LARGEST_STEPS:
+        refusals.append(f"T = {steps} micro-steps a token; use at most {LARGEST_STEPS}")
+    for name, _, _, neuron in pairs[:-1]:
+        if isinstance(neuron, ATMN) and neuron.tau.item() != 1.0 and steps > LARGEST_DOUBLINGS:
+            refusals.append(
+                f"{name}: {steps} steps with tau = {neuron.tau.item():g} outweigh 24 bits; use at most "
+                f"{LARGEST_DOUBLINGS}"
+            )
+    return refusals
+
+
 def _unmappable(neuron: Neuron | None) -> list[str]:
     if neuron is None:
         return []
+    if neuron.feature_dim != -1:
+        return [f"feature_dim = {neuron.feature_dim}; this mode maps [L, B, N], with N last"]
     if isinstance(neuron, ATMN) and type(neuron) is ATMN:
         tau = neuron.tau.item()
         if tau not in ATMN_DECAYS:

@@ -34,7 +34,8 @@ PROBE = "import sys, lava.magma.core.process.process; sys.exit(sys.version_info[
 
 def candidates() -> Iterator[str]:
     """Pythons that may have Lava, the most explicit first."""
-    for folder in (Path(sys.prefix).parent, Path.cwd()):
+    # Never the current folder: it may be a bundle from elsewhere, and nothing in one is executed.
+    for folder in (Path(sys.prefix).parent, Path(__file__).resolve().parents[2]):
         yield str(folder / ".venv-lava" / "bin" / "python")
     found = shutil.which("python3.10")
     if found:

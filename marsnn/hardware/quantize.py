@@ -7,38 +7,16 @@ rounding. The certificate shows by worst-case arithmetic that no accumulator can
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from marsnn.errors import ExportError
+from marsnn.errors import ExportError, InputError
+from marsnn.hardware.certificate import ARRIVING, certify, excess
 from marsnn.hardware.graph import Graph, Population, Reals
-from marsnn.hardware.integer import (
-    ATMN_DECAYS,
-    DECAY_BITS,
-    INPUT_MAX,
-    STATE_MAX,
-    UNITY,
-    WEIGHT_MAX,
-    IntegerGraph,
-    Ints,
-    Stage,
-)
-
-ARRIVING: dict[str, Callable[[int], int]] = {
-    "once": lambda steps: INPUT_MAX,
-    "held": lambda steps: INPUT_MAX,
-    "sum": lambda steps: steps,
-    "stream": lambda steps: 1,
-    "horner": lambda steps: 2**steps - 1,
-    "power": lambda steps: 2**steps - 1,
-    "stream_down": lambda steps: 2 ** (steps - 1),
-    "stream_up": lambda steps: 2 ** (steps - 1),
-}
-"""The largest multiple of a weight that one sender can bring: to a token's sum, or to one step's current."""
+from marsnn.hardware.integer import ATMN_DECAYS, INPUT_MAX, UNITY, WEIGHT_MAX, IntegerGraph, Ints, Stage
 
 LEAST_LARGEST = 16
 """A channel whose largest weight has a smaller code keeps fewer than 5 bits with its sign: too coarse."""
@@ -64,42 +42,35 @@ def quantize(graph: Graph, sample: Reals, tokens_per_sample: int) -> Quantized:
         ExportError: a stage whose worst case needs more than 24 bits, with what would make it fit.
     """
     scale = input_scale(sample)
-    stages, units, rows, refusals = [], {}, [], []
-    sender_scale: float | None = scale
-    for population in graph.populations:
-        weight = population.weight if sender_scale is None else population.weight * sender_scale
-        stage, unit, row = _stage(population, weight, graph.steps, tokens_per_sample)
+    stages, units, refusals = [], {}, []
+    for index, population in enumerate(graph.populations):
+        weight = population.weight * (scale if index == 0 else 1.0)
+        stage, unit, coarse = _stage(population, weight, graph.steps, tokens_per_sample)
         stages.append(stage)
         units[population.name] = unit
-        rows.append(row)
-        if not row["safe"]:
+        if coarse:
+            knobs = "tokens a sample, or a smaller beta" if population.kind == "lif" else "steps"
             refusals.append(
-                f"{population.name}: its worst case is {row['accumulator_bound']} (membrane "
-                f"{row['membrane_bound']}), beyond 24 bits ({STATE_MAX}); use fewer inputs or fewer steps"
+                f"{population.name}: the worst case of {coarse} of its channels fits 24 bits only with "
+                f"weights of fewer than 5; use fewer inputs or {knobs}"
             )
-        if row["coarse_channels"]:
-            refusals.append(
-                f"{population.name}: in {row['coarse_channels']} channels 24 bits hold bias and threshold "
-                "only with weights of fewer than 5 bits; use fewer steps, or smaller biases and thresholds"
-            )
-        sender_scale = None
     if refusals:
         raise ExportError(refusals)
-    certificate = {
-        "claim": "no accumulator can overflow 24 bits, whatever arrives; weights and inputs are 8 bit",
-        "state_max": STATE_MAX,
-        "input_max": INPUT_MAX,
-        "stages": rows,
-    }
     integers = IntegerGraph(graph.steps, tuple(stages), tokens_per_sample)
+    certificate = certify(integers)
+    assert certificate["safe"], "the stages were chosen to be safe"
     return Quantized(integers, scale, units, certificate)
 
 
 def input_scale(sample: Reals) -> float:
-    """The real value of an input of 1: a power of two if that is exact in 8 bits, else max / 127."""
+    """The real value of an input of 1: a power of two if that is exact in 8 bits, else max / 127.
+
+    Raises:
+        InputError: nothing in the sample says how large inputs are.
+    """
     largest = float(np.abs(sample).max())
-    if largest == 0:
-        return 1.0
+    if largest < 1e-30:
+        raise InputError("the sample is all zeros, so it can't set the input's scale; give real inputs")
     for exponent in range(-24, 25):
         step = 2.0**-exponent
         if largest / step > INPUT_MAX:
@@ -121,17 +92,56 @@ def _gain(population: Population, steps: int) -> int:
 
 def _stage(
     population: Population, weight: Reals, steps: int, tokens_per_sample: int
-) -> tuple[Stage, Reals, dict[str, Any]]:
-    """The stage with the finest states that provably fit."""
+) -> tuple[Stage, Reals, int]:
+    """The finest stage that provably fits, its units, and how many channels became too coarse for that.
+
+    A channel starts with its largest weight at 127, and takes a larger scale (smaller codes) only as far as
+    its own worst case asks for. Low bits for the membrane are then added for all, never at the price of
+    weight bits, but in channels whose weights don't matter.
+    """
     matters = _weights_matter(population, weight, steps, tokens_per_sample)
-    for shift in range(MAX_SHIFT, -1, -1):
-        stage, unit = _with_shift(population, weight, steps, shift, matters)
-        row = certify(stage, steps, tokens_per_sample)
-        if row["safe"]:
+    scale = np.abs(weight).max(axis=1, initial=0.0) / WEIGHT_MAX
+    scale = np.where(scale > 0, scale, 1.0)
+
+    def fitted(scale: Reals, shift: int, may_change: NDArray[np.bool_]) -> tuple[Reals, bool]:
+        for _ in range(12):
+            stage, _ = _with_scale(population, weight, steps, scale, shift)
+            over = excess(stage, steps, tokens_per_sample)
+            if not (over > 1).any():
+                return scale, True
+            if ((over > 1) & ~may_change).any():
+                return scale, False
+            scale = np.where(over > 1, scale * over * 1.01, scale)
+        return scale, False
+
+    scale, _ = fitted(scale, 0, np.ones_like(matters))
+    stage, unit = _with_scale(population, weight, steps, scale, 0)
+    for shift in range(MAX_SHIFT, 0, -1):
+        finer, fits = fitted(scale, shift, ~matters)
+        if fits:
+            stage, unit = _with_scale(population, weight, steps, finer, shift)
             break
-    largest = np.abs(stage.weight).max(axis=1, initial=0)
-    row["coarse_channels"] = int(np.count_nonzero(matters & (largest < LEAST_LARGEST)))
-    return stage, unit, row
+    return (
+        stage,
+        unit,
+        int(np.count_nonzero(matters & _coarse(population, weight, steps, scale, tokens_per_sample))),
+    )
+
+
+def _coarse(
+    population: Population, weight: Reals, steps: int, scale: Reals, tokens_per_sample: int
+) -> NDArray[np.bool_]:
+    """Channels [N] with codes below `LEAST_LARGEST` whose rounding shows against their threshold."""
+    few = np.abs(weight).max(axis=1, initial=0.0) / scale < LEAST_LARGEST - 0.5
+    if population.kind == "readout":
+        return few
+    # Rounding errors are uniform and independent: the sum over n weights has sqrt(n / 12) of one step.
+    arriving = ARRIVING[population.arrival](steps) / _gain(population, steps)
+    error = scale * arriving * np.sqrt(np.count_nonzero(weight, axis=1) / 12)
+    if population.kind == "lif":  # a membrane sums the same error until it has leaked away
+        lasting = steps * (tokens_per_sample if population.carry == "sequence" else 1)
+        error = error * min(lasting, 1 / max(1 - population.beta, 1e-9))
+    return few & (error > population.fire_at * population.threshold / 8)
 
 
 def _weights_matter(
@@ -150,19 +160,11 @@ def _weights_matter(
     return (drive > 0) & (drive * growth >= away)
 
 
-def _with_shift(
-    population: Population, weight: Reals, steps: int, shift: int, matters: NDArray[np.bool_]
+def _with_scale(
+    population: Population, weight: Reals, steps: int, scale: Reals, shift: int
 ) -> tuple[Stage, Reals]:
+    """Round everything to the units that a scale [N] of the weights and a shift of the states give."""
     gain = _gain(population, steps) << shift
-    # The weight scale of a channel: its largest weight becomes 127, unless bias and threshold would then
-    # not fit into a quarter of the state's range. Extra low bits are never bought with weight bits, but in
-    # channels whose weights don't matter.
-    scale = np.abs(weight).max(axis=1, initial=0.0) / WEIGHT_MAX
-    level = np.abs(population.bias)
-    if population.kind != "readout":
-        level = level + population.threshold * max(1.0, population.fire_at)
-    scale = np.maximum(scale, level * np.where(matters, gain >> shift, gain) / (STATE_MAX / 4))
-    scale = np.where(scale > 0, scale, 1.0)
     unit = scale / gain
     codes = np.clip(np.round(weight / scale[:, None]), -WEIGHT_MAX, WEIGHT_MAX)
     none = np.zeros(0, dtype=np.int64)
@@ -192,65 +194,3 @@ def _with_shift(
 
 def _at_least_one(x: Reals) -> Ints:
     return np.maximum(np.round(x), 1).astype(np.int64)
-
-
-# ---- the certificate ---------------------------------------------------------------------------------
-
-
-def certify(stage: Stage, steps: int, tokens_per_sample: int) -> dict[str, Any]:
-    """Worst-case bounds of one stage, by exact integer arithmetic over its weights.
-
-    Returns:
-        Row with `accumulator_bound`, `membrane_bound` (largest magnitudes that any input can cause),
-        `saturation` ("impossible"; "harmless": a doubling membrane that is clipped fires the same spikes
-        as one that is not; "possible") and `safe`.
-    """
-    rows = [sum(abs(int(w)) for w in row) for row in stage.weight]
-    per_event = max(rows, default=0) << stage.shift
-    bias = int(np.abs(stage.bias).max(initial=0))
-    largest = ARRIVING[stage.arrival](steps)
-    arriving = per_event * largest
-    entering = arriving + bias
-    fire, least_fire = _largest_and_least(stage.fire)
-    amplitude, least_amplitude = _largest_and_least(stage.amplitude)
-    levels_fit = max(fire, amplitude) <= STATE_MAX
-    saturation = "impossible"
-    membrane = 0
-    if stage.kind == "atmn":
-        membrane = h = entering
-        for _ in range(steps - 1):
-            # |u| is below fire without a spike, else |h| - amplitude, or amplitude - fire below zero.
-            u = max(min(h, fire - 1), h - least_amplitude, amplitude - least_fire)
-            h = (u * stage.decay) >> DECAY_BITS
-            membrane = max(membrane, h)
-        if membrane > STATE_MAX:
-            # Clipped at M = 2^23 - 1 >= 2 amplitude and >= fire, the membrane leaves at least M after each
-            # spike and doubling: like the one that is not clipped it fires with its sign to the end.
-            doubling = stage.decay == 2 * UNITY
-            harmless = doubling and 2 * amplitude <= STATE_MAX and fire <= STATE_MAX
-            saturation = "harmless" if harmless and entering <= STATE_MAX else "possible"
-    elif stage.kind == "lif":
-        tokens = tokens_per_sample if stage.carry == "sequence" else 1
-        membrane = _lif_bound(entering, stage.decay, steps * tokens)
-        saturation = "impossible" if membrane <= STATE_MAX else "possible"
-    safe = entering <= STATE_MAX and levels_fit and saturation != "possible"
-    return {
-        "name": stage.name,
-        "arrival": stage.arrival,
-        "shift": stage.shift,
-        "largest_weight_row": max(rows, default=0),
-        "accumulator_bound": entering,
-        "membrane_bound": membrane,
-        "saturation": saturation,
-        "safe": safe,
-    }
-
-
-def _largest_and_least(levels: Ints) -> tuple[int, int]:
-    return int(levels.max(initial=0)), int(levels.min()) if levels.size else 0
-
-
-def _lif_bound(current: int, decay: int, steps: int) -> int:
-    """Largest |h|: an inhibited membrane never resets, and sums a geometric series of `steps` currents."""
-    flat = current * steps
-    return flat if decay >= UNITY else min(flat, current * UNITY // (UNITY - decay) + 1)

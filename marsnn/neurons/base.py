@@ -15,6 +15,7 @@ the plots then know it.
 
 from __future__ import annotations
 
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from marsnn import surrogate as surrogates
-from marsnn.checks import count, finite
+from marsnn.checks import count, finite, positive
 from marsnn.errors import InputError, ShapeError
 
 Carry = Literal["token", "sequence"]
@@ -167,6 +168,7 @@ class Neuron(nn.Module, ABC):
         unknown = sorted(set(settings) - set(self.settings()))
         if unknown:
             raise InputError(f"{who}: no settings named {unknown}; the state is that of another neuron")
+        self._check_settings({**self.settings(), **settings})
         features = settings.get("features")
         if self.features is not None and features not in (None, self.features):
             raise ShapeError(f"{who}: has features={self.features}, the state features={features}")
@@ -175,6 +177,19 @@ class Neuron(nn.Module, ABC):
                 self.surrogate = self.surrogate if value is None else surrogates.from_settings(value)
             elif name != "features" or self.features is None:
                 setattr(self, name, value)
+
+    def _check_settings(self, settings: Mapping[str, Any]) -> None:
+        """Refuse what the constructor would refuse, and values of another kind than ours."""
+        who = type(self).__name__
+        for name, value in settings.items():
+            own = getattr(self, name)
+            if isinstance(own, bool | str) and (type(value) is not type(own)):
+                raise InputError(f"{who}: the setting {name} can't be {value!r}; ours is {own!r}")
+        accepted = inspect.signature(type(self)).parameters
+        if "carry" not in accepted and settings["carry"] != self.carry:
+            raise InputError(f"{who}: carry can't be {settings['carry']!r}, it is always {self.carry!r}")
+        known = {name: value for name, value in settings.items() if name in accepted and name != "surrogate"}
+        type(self)(**known)
 
     def get_extra_state(self) -> Tensor:
         """The settings as a tensor of UTF-8 bytes, so that safetensors can hold a whole state_dict."""
@@ -196,6 +211,13 @@ class Neuron(nn.Module, ABC):
             if {tuple(own.shape), tuple(saved.shape)} <= shapes:
                 own.data = own.new_empty(saved.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[arg-type]
+
+    def check_tensors(self) -> None:
+        """Refuse settings that became NaN or left their range since the constructor checked them."""
+        for name in ("threshold", "tau"):
+            value = getattr(self, name, None)
+            if isinstance(value, Tensor):
+                positive(name, value.detach())
 
     def constructor(self) -> dict[str, Any]:
         """Arguments that build an equal neuron, whose state_dict then fits."""

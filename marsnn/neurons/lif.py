@@ -62,9 +62,14 @@ def decay_from(beta: float | Tensor | None, tau: float | Tensor | None, features
         positive("tau", tau)
         beta = 1 - 1 / tau
     tensor = per_feature("beta", beta, features)
-    if not bool(((tensor >= 0) & (tensor <= 1)).all()):
-        raise InputError(f"beta must lie in [0, 1] (tau >= 1), got {tensor.flatten()[:4].tolist()}")
+    check_beta(tensor)
     return tensor
+
+
+def check_beta(beta: Tensor) -> None:
+    """Refuse a decay that would grow the membrane, or turn it around."""
+    if not bool(((beta >= 0) & (beta <= 1)).all()):
+        raise InputError(f"beta must lie in [0, 1] (tau >= 1), got {beta.flatten()[:4].tolist()}")
 
 
 @register("LIF")
@@ -128,6 +133,10 @@ class LIF(Neuron):
             detach_reset=self.detach_reset,
             spike=self.surrogate,
         )
+
+    def check_tensors(self) -> None:
+        super().check_tensors()
+        check_beta(self.beta)
 
     def step(self, current: Tensor, state: LIFState | None = None) -> tuple[Tensor, LIFState]:
         self._check_current("current", current)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from marsnn.errors import BundleError, LavaError
 from marsnn.hardware import export, integer, load, verify
+from marsnn.hardware.lava import candidates
 from marsnn.network import Network
 from marsnn.neurons import ATMN, LIF
 
@@ -133,6 +135,55 @@ DAMAGE = {
         lambda p: edit_manifest(p, lambda m: m["stages"][0].update(name="../../x")),
         "is no name for a stage",
     ),
+    "scale is NaN": (
+        lambda p: edit_manifest(p, lambda m: m["input"].update(scale=float("nan"))),
+        "input.scale is 'nan'",
+    ),
+    "scale is text": (lambda p: edit_manifest(p, lambda m: m["input"].update(scale="abc")), "input.scale"),
+    "scale is huge": (
+        lambda p: edit_manifest(p, lambda m: m["input"].update(scale=10**400)),
+        "too large",
+    ),
+    "units are text": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0].update(unit="a" * 12)),
+        "atmn1.unit is no list",
+    ),
+    "units are null": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0].update(unit=[None] * 12)),
+        "atmn1.unit is 'None'",
+    ),
+    "stage is a list": (lambda p: edit_manifest(p, lambda m: m.update(stages=[[]])), "lacks or misuses"),
+    "input is null": (lambda p: edit_manifest(p, lambda m: m.update(input=None)), "lacks or misuses"),
+    "endless nesting": (lambda p: (p / "manifest.json").write_text("[" * 200_000), "not valid JSON"),
+    "zero byte in a name": (
+        lambda p: edit_manifest(p, lambda m: m["files"].update({"a\0b": {"sha256": "0"}})),
+        "lacks or misuses",
+    ),
+    "link to itself": (
+        lambda p: ((p / "tensors.npz").unlink(), os.symlink("tensors.npz", p / "tensors.npz")),
+        "tensors.npz|misuses",
+    ),
+    "unlisted file": (lambda p: (p / "runtime_lava" / "numpy.py").write_text(""), "does not list"),
+    "certificate is garbage": (
+        lambda p: ((p / "certificate.json").write_text("garbage"), rehash(p, "certificate.json")),
+        "certificate.json: not valid JSON",
+    ),
+    "could overflow": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][1].update(shift=16)),
+        "atmn2 can overflow 24 bits",
+    ),
+    "the least int64": (
+        lambda p: edit_arrays(
+            p, "tensors.npz", lambda a: a.update({"atmn1/bias": np.full(12, -(2**63), dtype=np.int64)})
+        ),
+        "atmn1/bias exceeds",
+    ),
+    "unsigned": (
+        lambda p: edit_arrays(
+            p, "golden.npz", lambda a: a.update({"spikes/atmn1": a["spikes/atmn1"].astype(np.uint64)})
+        ),
+        "signed integers only",
+    ),
     "unknown kind": (
         lambda p: edit_manifest(p, lambda m: m["stages"][0].update(kind="magic")),
         "unknown kind 'magic'",
@@ -221,6 +272,28 @@ def test_consistent_files_with_other_spikes_are_a_mismatch_with_its_place(bundle
     assert "atmn2: token 7, step 2, neuron 5" in verification.first
 
 
+def test_lava_is_not_looked_for_in_the_current_folder(bundle, tmp_path, monkeypatch):
+    trap = bundle.path / ".venv-lava" / "bin" / "python"
+    trap.parent.mkdir(parents=True)
+    trap.write_text(f"#!/bin/sh\ntouch {tmp_path / 'sprung'}\n")
+    trap.chmod(0o755)
+    monkeypatch.chdir(bundle.path)
+    monkeypatch.delenv("MARSNN_LAVA_PYTHON", raising=False)
+    assert str(trap) not in list(candidates())
+    with pytest.raises(BundleError, match="does not list"):
+        verify(".")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_what_cant_be_read_back_does_not_replace_what_can(original, tmp_path, monkeypatch):
+    path = shutil.copytree(original.path, tmp_path / "copy")
+    monkeypatch.setattr("marsnn.hardware.bundle._NAME", re.compile("never"))
+    with pytest.raises(BundleError, match="is no name"):
+        export(Network([nn.Linear(6, 3), ATMN(3)]), torch.rand(1, 2, 6), path)
+    monkeypatch.undo()
+    assert load(path).manifest == original.manifest
+
+
 def test_a_missing_lava_says_how_to_get_it(bundle, monkeypatch):
     monkeypatch.setenv("MARSNN_LAVA_PYTHON", "/nowhere/python")
     with pytest.raises(LavaError, match=r"not a Python 3\.10 that imports lava"):
@@ -276,7 +349,7 @@ class TestInLava:
 
     def test_the_bundle_runs_without_marsnn(self, bundle, tmp_path):
         run = subprocess.run(
-            [self.python, "-B", bundle.path / "runtime_lava" / "run.py"],
+            [self.python, bundle.path / "runtime_lava" / "run.py"],
             capture_output=True,
             text=True,
             cwd=tmp_path,
@@ -284,4 +357,5 @@ class TestInLava:
         )
         assert run.returncode == 0, run.stderr
         assert "0 mismatches of 2400 spike slots" in run.stdout
+        assert load(bundle.path).manifest == bundle.manifest  # the run left nothing behind
         assert "marsnn" not in (bundle.path / "runtime_lava" / "window.py").read_text()

@@ -9,9 +9,10 @@ from torch import nn
 
 from marsnn.errors import ExportError, FileError, InputError, NonFiniteError, ShapeError
 from marsnn.hardware import export, integer
+from marsnn.hardware.certificate import certify_stage
 from marsnn.hardware.graph import extract
 from marsnn.hardware.integer import STATE_MAX, UNITY, IntegerGraph, Stage
-from marsnn.hardware.quantize import certify, input_scale, quantize
+from marsnn.hardware.quantize import input_scale, quantize
 from marsnn.network import Network
 from marsnn.neurons import ATMN, LIF, LeakyIntegrator
 from marsnn.simulator import simulate
@@ -46,14 +47,16 @@ def test_all_refusals_at_once_each_with_its_layer(tmp_path):
             "act": nn.ReLU(),
             "leaky": LeakyIntegrator(6),
             "uneven": LIF(6, beta=torch.linspace(0.1, 0.9, 6)),
+            "last": nn.Linear(6, 6),
+            "across": ATMN(1, feature_dim=-2),
         },
         skips={"leaky": "odd"},
     )
     with pytest.raises(ExportError) as caught:
-        export(net, sample(), tmp_path / "bundle")
+        export(net, sample(B=1), tmp_path / "bundle")
     told = "\n".join(caught.value.refusals)
     for expected in ("leaky: a skip from odd", "second: follows first", "odd: tau = 0.7", "act: ReLU",
-                     "leaky: LeakyIntegrator", "uneven: beta differs"):  # fmt: skip
+                     "leaky: LeakyIntegrator", "uneven: beta differs", "across: feature_dim"):  # fmt: skip
         assert expected in told
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "bundle").exists()
@@ -66,8 +69,58 @@ def test_a_network_without_neurons_is_refused(tmp_path):
 
 def test_too_deep_a_sum_is_refused_with_a_remedy(tmp_path):
     net = Network([nn.Linear(6, 4), ATMN(4, steps=24, tau=0.5), nn.Linear(4, 2)])
-    with pytest.raises(ExportError, match=r"linear2: .* use fewer steps"):
+    with pytest.raises(ExportError, match=r"atmn1: 24 steps .* use at most 23"):
         export(net, sample(), tmp_path / "bundle")
+    net = Network([nn.Linear(6, 400), ATMN(400, steps=18, tau=0.5), nn.Linear(400, 2)])
+    with pytest.raises(ExportError, match=r"linear2: .* use fewer inputs or steps"):
+        export(net, sample(), tmp_path / "bundle")
+    layers = [nn.Linear(700, 128), LIF(128, 1, carry="sequence", beta=0.99), nn.Linear(128, 10)]
+    with pytest.raises(ExportError, match=r"lif1: .* fewer inputs or tokens a sample, or a smaller beta"):
+        export(Network(layers), torch.rand(28, 2, 700), tmp_path / "bundle")
+    with pytest.raises(ExportError, match="T = 2000 micro-steps"):
+        export(Network([nn.Linear(6, 4), LIF(4, steps=2000)]), sample(), tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+WIDE = {
+    "mnist, T = 8": lambda: (
+        [nn.Linear(784, 512), ATMN(512, 8), nn.Linear(512, 512), ATMN(512, 8), nn.Linear(512, 10)],
+        torch.rand(1, 6, 784),
+    ),
+    "flat cifar": lambda: ([nn.Linear(3072, 64), ATMN(64), nn.Linear(64, 10)], torch.rand(1, 6, 3072)),
+    "T = 10": lambda: (
+        [nn.Linear(64, 128), ATMN(128, 10), nn.Linear(128, 128), ATMN(128, 10), nn.Linear(128, 10)],
+        torch.rand(1, 6, 64),
+    ),
+    "LIF, T = 100": lambda: ([nn.Linear(4, 8), LIF(8, steps=100), nn.Linear(8, 3)], torch.rand(1, 3, 4)),
+    "integrate and fire over 28 rows": lambda: (
+        [nn.Linear(28, 128), LIF(128, carry="sequence", beta=1.0), nn.Linear(128, 10)],
+        torch.rand(28, 2, 28),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_networks_take_smaller_codes_instead_of_a_refusal(name, tmp_path):
+    torch.manual_seed(0)
+    layers, x = WIDE[name]()
+    bundle = export(Network(layers), x, tmp_path / "bundle")
+    certificate = bundle.report("certificate")
+    assert certificate["safe"] is True
+    assert all(row["weight_bits"] >= 5 for row in certificate["stages"])
+    assert sum(bundle.golden.saturations.values()) == 0 or "harmless" in str(certificate)
+    assert all(row["end_to_end"] < 0.15 for row in bundle.report("drift")["layers"])
+    assert any(spikes.any() for spikes in bundle.golden.spikes.values())
+
+
+def test_weights_too_small_to_matter_may_be_coarse(tmp_path):
+    net = Network([nn.Linear(1, 1), ATMN(1, steps=1)])
+    with torch.no_grad():
+        net["linear1"].weight[:] = 0.0008
+        net["linear1"].bias[:] = 0.9996
+    x = torch.linspace(0, 1, 11).reshape(1, 11, 1)
+    bundle = export(net, x, tmp_path / "bundle")
+    assert bundle.report("drift")["layers"][0]["end_to_end"] <= 1 / 11
 
 
 @pytest.mark.parametrize(
@@ -186,9 +239,13 @@ def test_silent_and_extreme_rows_survive(tmp_path):
     assert (spikes[..., 1] == 1).all()
 
 
+def test_a_sample_of_zeros_is_refused(tmp_path):
+    with pytest.raises(InputError, match="all zeros"):
+        export(network(), torch.zeros(1, 2, 6), tmp_path / "bundle")
+
+
 def test_input_scale_is_exact_where_it_can_be():
     assert input_scale(np.array([[0.0, 1.0, 7 / 16]])) == 1 / 16
-    assert input_scale(np.array([[0.0]])) == 1.0
     assert input_scale(np.array([[0.1, -1.27]])) == pytest.approx(0.01)
     assert input_scale(np.array([[1000.0, -8.0]])) == 8.0
 
@@ -215,7 +272,7 @@ def stage_of(rng, kind, arrival, decay, shift):
 def test_no_input_exceeds_the_bounds(seed, arrival, decay, steps, shift):
     rng = np.random.default_rng(seed)
     stage = stage_of(rng, "atmn", arrival, decay, shift)
-    row = certify(stage, steps, 1)
+    row = certify_stage(stage, steps, 1)
     # The worst input of each neuron follows the signs of its weights, at every step.
     largest = 127 if arrival == "once" else 1
     worst = np.sign(stage.weight)[:, None, :] * largest
@@ -240,7 +297,7 @@ def test_harmless_saturation_changes_no_spike(seed, steps):
     rng = np.random.default_rng(seed)
     stage = stage_of(rng, "atmn", "once", 2 * UNITY, 0)
     stage = Stage(**{**stage.__dict__, "bias": rng.integers(-STATE_MAX // 2, STATE_MAX // 2, 3)})
-    assert certify(stage, steps, 1)["safe"]
+    assert certify_stage(stage, steps, 1)["safe"]
     signal = rng.integers(-127, 128, (20, 1, 4))
     limited, _ = integer.run_stage(IntegerGraph(steps, (stage,)), stage, signal)
     h = integer.arrive(stage, signal)[:, 0] + stage.bias
@@ -261,7 +318,7 @@ def test_lif_bound_holds_over_a_sequence(seed, decay, steps, tokens):
     rng = np.random.default_rng(seed)
     stage = stage_of(rng, "lif", "held", decay, 2)
     stage = Stage(**{**stage.__dict__, "carry": "sequence"})
-    bound = certify(stage, steps, tokens)["membrane_bound"]
+    bound = certify_stage(stage, steps, tokens)["membrane_bound"]
     current = -(np.abs(stage.weight).sum(1) * 127 << 2) - np.abs(stage.bias)  # never fires, never resets
     v = np.zeros(3, dtype=np.int64)
     for _ in range(steps * tokens):

@@ -14,6 +14,8 @@ import tempfile
 
 import numpy as np
 
+sys.dont_write_bytecode = True  # a bundle stays as it was exported
+
 ARRAYS = ("weight", "bias", "fire", "amplitude")
 
 

@@ -119,3 +119,37 @@ def test_missing_truncated_and_foreign_files(tmp_path):
     for bad in (path, tmp_path / "text", tmp_path / "none"):
         with pytest.raises(FileError, match=bad.name):
             load_network(bad)
+
+
+def test_another_librarys_surrogate_is_refused_not_replaced(tmp_path):
+    network = Network([nn.Linear(2, 3), LIF(3, surrogate=lambda x: (x > 0).float())])
+    with pytest.raises(InputError, match="lif1: its surrogate is another library's"):
+        save_network(network, tmp_path / "n.safetensors")
+    network["lif1"].surrogate = surrogate.atan()
+    assert save_network(network, tmp_path / "n.safetensors").is_file()
+
+
+def test_a_layer_in_two_places_is_saved_as_two(tmp_path):
+    linear, atmn = nn.Linear(4, 4), ATMN(4)
+    network = Network([linear, atmn, linear, atmn, linear])
+    x = torch.randn(1, 3, 4)
+    again = load_network(save_network(network, tmp_path / "n.safetensors"))
+    assert torch.equal(network(x), again(x))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("carry", "x"),
+        ("reset", "foo"),
+        ("detach_reset", "no"),
+        ("feature_dim", 7),
+        ("steps", 2.5),
+        ("steps", 0),
+    ],
+)
+def test_settings_in_a_file_face_the_constructors_checks(setting, value):
+    lif = LIF(4)
+    with pytest.raises(InputError):
+        lif.apply_settings({**lif.settings(), setting: value})
+    assert lif.settings() == LIF(4).settings()

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -96,6 +97,36 @@ def test_own_arrays_as_input(call, network_file, tmp_path):
     assert (json.loads(out)["L"], json.loads(out)["B"]) == (2, 3)
 
 
+def test_images_as_input(call, tmp_path):
+    conv = Network([nn.Conv2d(1, 2, 3), ATMN(2, feature_dim=-3), nn.Flatten(), nn.Linear(72, 3)])
+    path = save_network(conv, tmp_path / "conv.safetensors")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(1, 2, 1, 8, 8)))
+    code, out, _ = call("simulate", path, "-i", tmp_path / "x.npy")
+    assert code == 0
+    assert "atmn1" in out
+
+
+def test_bare_command_prints_its_help(call):
+    code, out, _ = call()
+    assert code == 0
+    assert "Start with:  marsnn demo" in out
+
+
+def test_a_reader_that_leaves_early_is_no_error(network_file):
+    verb = f"{sys.executable} -m marsnn simulate {network_file} -i digits --json"
+    command = f"{verb} | head -c 1; echo ${{PIPESTATUS[0]}}"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert run.stdout == "{0\n"
+    assert run.stderr == ""
+
+
+def test_unexpected_errors_are_one_line_too(call, network_file, monkeypatch):
+    monkeypatch.setattr("marsnn.cli.inputs.load_network", lambda path: 1 / 0)
+    code, _, err = call("simulate", network_file, "-i", "digits")
+    assert code == 2
+    assert err == "error: unexpected ZeroDivisionError: division by zero (MARSNN_DEBUG=1 shows where)\n"
+
+
 def test_energy(call, network_file):
     code, out, _ = call("energy", network_file, "-i", "digits", "--samples", 5)
     assert code == 0
@@ -150,6 +181,9 @@ BAD = {
     "unknown verb": ("dance",),
     "missing argument": ("verify",),
     "bad number": ("demo", "--seeds", "0"),
+    "demo to a place that can't be": ("demo", "--out", "TEXT"),
+    "bench to a place that can't be": ("bench", "digits", "--save", "TEXT/x.json"),
+    "a price beyond floats": ("energy", "NET", "-i", "digits", "--table", "HUGE", "--json"),
     "unknown benchmark": ("bench", "none"),
 }
 
@@ -158,6 +192,8 @@ BAD = {
 def test_bad_input_is_one_line_and_exit_2(call, name, network_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "TEXT").write_text("hello")
+    table = (files("marsnn.energy.tables") / "45nm-fp32.toml").read_text().replace("45nm-fp32", "own")
+    (tmp_path / "HUGE").write_text(table.replace("value = 4.6", "value = 1" + "0" * 400))
     np.save(tmp_path / "OBJECTS.npy", np.array([{}], dtype=object))
     np.save(tmp_path / "FLAT.npy", np.zeros((3, 64)))
     np.save(tmp_path / "NAN.npy", np.full((1, 1, 64), np.nan))

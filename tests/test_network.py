@@ -508,3 +508,29 @@ def test_a_state_of_another_batch_names_the_layer():
     _, state = network.run(torch.zeros(L, B, D))
     with pytest.raises(ShapeError, match=r"lif1: .*expected a state \[2, 7\], got \[3, 7\]"):
         network.run(torch.zeros(L, 2, D), state)
+
+
+@pytest.mark.parametrize("layers", [None, nn.Linear(2, 2), 3, "abc"])
+def test_what_is_no_list_of_layers_is_refused(layers):
+    with pytest.raises(InputError, match="takes a list or a mapping"):
+        Network(layers)
+
+
+@pytest.mark.parametrize("name", ["нейрон", "n" * 101, "a b", "a.b", 1])
+def test_names_that_a_bundle_could_not_carry(name):
+    with pytest.raises(InputError, match="can't be named"):
+        Network({name: nn.Linear(2, 2)})
+
+
+def test_torch_containers_are_taken_apart():
+    linear = nn.Linear(2, 2)
+    assert Network(nn.ModuleDict({"a": linear})).names == ("a",)
+    assert Network(nn.Sequential(linear, nn.ReLU())).names == ("linear1", "relu1")
+
+
+@pytest.mark.parametrize(("name", "value"), [("threshold", torch.nan), ("threshold", -1.0), ("beta", 1.5)])
+def test_settings_that_left_their_range_are_found_before_a_run(name, value):
+    network = Network([nn.Linear(2, 3), LIF(3)])
+    getattr(network["lif1"], name)[0] = value
+    with pytest.raises(InputError, match=f"lif1: {name}"):
+        network.check_weights()

@@ -435,3 +435,19 @@ def test_npz_without_anything_of_ours(tmp_path):
         Recording.load(tmp_path / "missing.npz")
     with pytest.raises(FileError):
         Recording.load(tmp_path)  # a folder
+
+
+def test_states_of_another_network_are_refused():
+    lif = Network([torch.nn.Linear(3, 4), LIF(4, carry="sequence")])
+    x = torch.randn(2, 1, 3)
+    state = simulate(lif, x).state
+    with pytest.raises(InputError, match=r"must be the \.state of a Recording"):
+        simulate(lif, x, state=simulate(lif, x))
+    with pytest.raises(InputError, match="a layer 'lif1' that this network lacks"):
+        simulate(Network([torch.nn.Linear(3, 4), ATMN(4)]), x, state=state)
+    with pytest.raises(InputError, match="lif1: the state holds"):
+        simulate(Network({"linear1": torch.nn.Linear(3, 4), "lif1": ATMN(4)}), x, state=state)
+    with pytest.raises(InputError, match="carry='token'"):
+        simulate(Network([torch.nn.Linear(3, 4), LIF(4)]), x, state=state)
+    wide = simulate(lif.double(), x.double(), state=state)  # a state follows the dtype of the run
+    assert wide.state["lif1"].v.dtype == torch.float64

@@ -106,3 +106,65 @@ def test_every_arm_of_the_benchmark_is_tuned_over_as_many_settings():
     assert set(sizes) == {"ATMN", "LIF", "ReLU", "SVM"}
     assert set(sizes.values()) == {6}
     assert not set(benchmark.TUNING_SEEDS) & set(range(5))
+
+
+def test_a_gradient_that_leaves_the_finite_numbers_changes_no_weight():
+    """The loss is finite, its gradient is not: nothing may be applied, and the weights are those from before."""
+
+    class BadGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * math.inf
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return BadGradient.apply(self.linear(x))
+
+    network = Net()
+    before = network.linear.weight.detach().clone()
+    with pytest.raises(MarsnnError, match="the gradient became NaN or infinite in epoch 1"):
+        train(network, torch.randn(1, 6, 3), torch.tensor([0, 1, 2] * 2), TrainConfig(epochs=1))
+    assert torch.equal(network.linear.weight, before)
+    assert not network.training
+
+
+def test_an_absurd_rate_ends_with_weights_that_work():
+    torch.manual_seed(0)
+    network = Network([nn.Linear(3, 8), ATMN(8), nn.Linear(8, 3)])
+    x, y = torch.randn(1, 60, 3), torch.tensor([0, 1, 2] * 20)
+    with pytest.raises(MarsnnError, match="are kept"):
+        train(network, x, y, TrainConfig(epochs=3, learning_rate=1e30))
+    assert torch.isfinite(network(x)).all()
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (torch.tensor([0, 1, 7]), "class 7, the network tells 2"),
+        (torch.tensor([0, 1, -1]), "class indices >= 0"),
+        (torch.tensor([0.0, 1.0, 1.0]), "class indices >= 0"),
+        (np.array([0, 1, 1]), "must be tensors"),
+    ],
+)
+def test_wrong_labels(y, message):
+    with pytest.raises(InputError, match=message):
+        train(nn.Linear(4, 2), torch.randn(1, 3, 4), y)
+
+
+def test_small_integers_do_as_labels_and_nothing_to_train_is_an_error():
+    train(
+        nn.Linear(4, 2),
+        torch.randn(1, 3, 4),
+        torch.tensor([0, 1, 1], dtype=torch.int8),
+        TrainConfig(epochs=1),
+    )
+    with pytest.raises(InputError, match="no parameters to train"):
+        train(nn.Identity(), torch.randn(1, 3, 2), torch.tensor([0, 1, 1]))

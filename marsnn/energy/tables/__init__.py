@@ -9,7 +9,6 @@ form of a table.
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -116,7 +115,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise FileError(f"{path}: no such file") from error
     except OSError as error:
         raise FileError(f"{path}: can't read it: {(error.strerror or str(error)).lower()}") from error
-    except ValueError as error:  # TOML, and text that is not UTF-8
+    except (ValueError, RecursionError) as error:  # TOML, and text that is not UTF-8
         raise FileError(f"{path}: not valid TOML ({str(error).splitlines()[0]})") from error
 
 
@@ -152,8 +151,8 @@ def _price(path: Path, operation: str, entry: Any) -> Price:
     if not isinstance(entry, dict):
         raise InputError(f"{path}: {where} must be a section with value, unit, process, source")
     value = entry.get("value")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        raise InputError(f"{path}: {where}.value must be a finite number >= 0, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e12:
+        raise InputError(f"{path}: {where}.value must be a number from 0 to 1e12, got {str(value)[:40]!r}")
     texts = {key: _text(path, f"{where}.{key}", entry.get(key)) for key in ("unit", "process", "source")}
     return Price(float(value), **texts)
 

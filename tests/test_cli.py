@@ -112,14 +112,6 @@ def test_bare_command_prints_its_help(call):
     assert "Start with:  marsnn demo" in out
 
 
-def test_a_reader_that_leaves_early_is_no_error(network_file):
-    verb = f"{sys.executable} -m marsnn simulate {network_file} -i digits --json"
-    command = f"{verb} | head -c 1; echo ${{PIPESTATUS[0]}}"
-    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-    assert run.stdout == "{0\n"
-    assert run.stderr == ""
-
-
 def test_unexpected_errors_are_one_line_too(call, network_file, monkeypatch):
     monkeypatch.setattr("marsnn.cli.inputs.load_network", lambda path: 1 / 0)
     code, _, err = call("simulate", network_file, "-i", "digits")

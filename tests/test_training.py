@@ -109,7 +109,7 @@ def test_every_arm_of_the_benchmark_is_tuned_over_as_many_settings():
 
 
 def test_a_gradient_that_leaves_the_finite_numbers_changes_no_weight():
-    """The loss is finite, its gradient is not: nothing may be applied, and the weights are those from before."""
+    """The loss is finite, its gradient is not: nothing may be applied."""
 
     class BadGradient(torch.autograd.Function):
         @staticmethod

@@ -248,10 +248,6 @@ def run(arguments: list[str] | None = None) -> NoReturn:
     """Entry point: every error becomes one line and exit code 2; MARSNN_DEBUG=1 shows the traceback."""
     try:
         status = app(args=arguments, standalone_mode=False)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough, as in `marsnn ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except (MarsnnError, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:

@@ -152,7 +152,9 @@ def _price(path: Path, operation: str, entry: Any) -> Price:
         raise InputError(f"{path}: {where} must be a section with value, unit, process, source")
     value = entry.get("value")
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1e12:
-        raise InputError(f"{path}: {where}.value must be a number from 0 to 1e12, got {str(value)[:40]!r}")
+        raise InputError(
+            f"{path}: {where}.value must be a finite number >= 0 (and <= 1e12), got {str(value)[:40]!r}"
+        )
     texts = {key: _text(path, f"{where}.{key}", entry.get(key)) for key in ("unit", "process", "source")}
     return Price(float(value), **texts)
 

@@ -19,6 +19,8 @@ from marsnn.errors import InputError, NonFiniteError
 
 def positive(name: str, value: float | Tensor) -> None:
     """Refuse a setting that is not finite and greater than zero."""
+    if hasattr(value, "__array__") and not isinstance(value, Tensor | Real):
+        value = torch.as_tensor(value)
     if isinstance(value, Tensor):
         good = bool(torch.isfinite(value).all() and (value > 0).all())
         shown = f"a tensor with minimum {value.min().item():g}" if value.numel() else "an empty tensor"

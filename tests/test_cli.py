@@ -46,6 +46,8 @@ def test_help_has_an_example(call, verb):
     code, out, _ = call(verb, "--help")
     assert code == 0
     assert f"Example:  marsnn {verb}" in out
+    assert "--json" in out
+    assert "--seed" in out
 
 
 def test_help_and_verify_never_load_torch(tmp_path, network_file):

@@ -184,6 +184,7 @@ def verify(
     simulator: Annotated[
         Simulator, typer.Option(help="lava: Lava's CPU simulator; integer: only repeat the integer model")
     ] = Simulator.lava,
+    seed: Annotated[int, typer.Option(help="accepted for uniformity: nothing here is random")] = 0,
     as_json: Json = False,
 ) -> None:
     """Compare every spike of a bundle with Lava's."""
@@ -205,6 +206,7 @@ def bench(
     seeds: Annotated[int, typer.Option(help="trainings per model after tuning", min=1)] = 5,
     epochs: Annotated[int, typer.Option(help="passes over the training data", min=1)] = 40,
     save: Annotated[Path | None, typer.Option(help="write the result to this .json")] = None,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Measure the accuracy of every model, equally tuned."""
@@ -216,7 +218,7 @@ def bench(
         probe(save)
     if name != "digits":
         raise InputError(f"no benchmark named {name!r}; known: digits")
-    result = digits.run(form.value, seeds=range(seeds), epochs=epochs)
+    result = digits.run(form.value, seeds=range(seed, seed + seeds), epochs=epochs)
     if save:
         write_text(save, json_text(result))
     if as_json:

@@ -5,7 +5,6 @@ Reads the network, refuses what has no exact image, and lists all refusals at on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -201,10 +200,3 @@ def _real(tensor: torch.Tensor) -> Reals:
 def _wide(tensor: torch.Tensor, size: int) -> Reals:
     """A setting, [], [1] or [N], as [N]."""
     return np.broadcast_to(_real(tensor).reshape(-1), (size,)).copy()
-
-
-def describe(populations: Sequence[Population]) -> str:
-    """One line: `64 -> atmn1 128 -> atmn2 128 -> linear3 10`."""
-    parts = [str(populations[0].weight.shape[1])]
-    parts += [f"{p.name} {len(p.weight)}" for p in populations]
-    return " -> ".join(parts)

@@ -19,6 +19,7 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
@@ -275,7 +276,9 @@ class Neuron(nn.Module, ABC):
 
 def setting_tensor(name: str, value: float | Tensor, features: int | None) -> Tensor:
     """A threshold or time constant as a tensor, [] or [features], float32 unless it came otherwise."""
-    if not isinstance(value, Tensor | int | float):
+    if not isinstance(value, Tensor | Real) and hasattr(value, "__array__"):
+        value = torch.as_tensor(value)
+    if not isinstance(value, Tensor | Real):
         raise InputError(f"{name} must be a number or a tensor, got {value!r}")
     tensor = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(float(value))
     if not tensor.is_floating_point():

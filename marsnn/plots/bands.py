@@ -18,6 +18,7 @@ from marsnn.plots.style import (
     POSITIVE,
     array_of,
     axes_or_new,
+    check_recording,
     index_in,
     legend_above,
     spikes_label,
@@ -71,6 +72,7 @@ def raster(
         >>> [label.get_text() for label in ax.get_yticklabels()]
         ['atmn1 (16)']
     """
+    check_recording(recording)
     names = [layers] if isinstance(layers, str) else list(recording.spikes if layers is None else layers)
     if not names and recording.spikes:
         raise InputError(f"layers is empty; recorded are {', '.join(recording.spikes)}")

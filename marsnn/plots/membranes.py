@@ -16,6 +16,7 @@ from marsnn.plots.style import (
     POSITIVE,
     array_of,
     axes_or_new,
+    check_recording,
     index_in,
     legend_above,
     spikes_label,
@@ -63,6 +64,7 @@ def traces(
         >>> ax.get_ylabel()
         'membrane of atmn1[0]'
     """
+    check_recording(recording)
     membrane = array_of(recording.membrane, "membrane", layer)
     tokens, steps, batch, *shape = membrane.shape
     place = index_in("neuron", neuron, int(np.prod(shape)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from marsnn.plots.style import INK, NEGATIVE, POSITIVE, array_of, axes_or_new, legend_above
+from marsnn.plots.style import INK, NEGATIVE, POSITIVE, array_of, axes_or_new, check_recording, legend_above
 from marsnn.record import Recording
 
 
@@ -24,6 +24,7 @@ def firing_rates(recording: Recording, ax: Axes | None = None) -> Axes:
     Raises:
         InputError: no spikes were recorded.
     """
+    check_recording(recording)
     names = list(recording.spikes) or [""]
     arrays = [array_of(recording.spikes, "spikes", name) for name in names]
     positive = np.array([np.mean(array > 0) for array in arrays])

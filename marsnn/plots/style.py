@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from marsnn.errors import InputError
+from marsnn.record import Recording
 
 # Blue and vermilion of Okabe and Ito (2008): told apart with every common colour vision deficiency.
 POSITIVE = "#0072B2"
@@ -23,7 +24,15 @@ MOST_BOUNDARIES = 32
 
 def axes_or_new(ax: Axes | None, width: float, height: float) -> Axes:
     """`ax`, or the axes of a new figure of width x height inches."""
+    if ax is not None and not isinstance(ax, Axes):
+        raise InputError(f"ax must be matplotlib Axes, got {type(ax).__name__}; try figure.subplots()")
     return ax if ax is not None else plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def check_recording(recording: object) -> None:
+    """Refuse what is no Recording, say the network itself."""
+    if not isinstance(recording, Recording):
+        raise InputError(f"expected a Recording, got {type(recording).__name__}; call simulate(network, x)")
 
 
 def index_in(name: str, value: int, size: int) -> int:

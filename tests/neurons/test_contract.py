@@ -8,13 +8,14 @@ import inspect
 import json
 import pickle
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 from marsnn import neurons, surrogate
 from marsnn.errors import InputError, NonFiniteError, ShapeError
-from marsnn.neurons import LIF, Neuron, base
+from marsnn.neurons import ATMN, LIF, Neuron, base
 from tests.helpers import same
 
 N = 5
@@ -519,3 +520,13 @@ def test_registry_refuses_duplicates_and_unknown_names(monkeypatch):
     assert neurons.register("Mine")(Mine) is Mine  # the same one again: a module loaded twice
     with pytest.raises(InputError, match=r"no neuron named 'Lif'; known: .*LIF.*Mine"):
         neurons.get("Lif")
+
+
+def test_settings_of_numpy_are_numbers_and_arrays():
+    lif = LIF(3, steps=np.int64(4), tau=np.float32(2), threshold=np.array([1.0, 2.0, 3.0]))
+    assert lif.steps == 4
+    assert lif.threshold.tolist() == [1.0, 2.0, 3.0]
+    with pytest.raises(InputError, match="threshold must be finite and > 0"):
+        ATMN(3, threshold=np.array([1.0, -2.0, 3.0]))
+    with pytest.raises(InputError, match="threshold must be finite and > 0"):
+        ATMN(3, threshold=10**400)

@@ -342,3 +342,14 @@ def test_nothing_drawn_is_clipped_by_the_figure(name):
     box, page = own.get_tightbbox(), own.figure.bbox
     assert box.x0 >= 0 and box.y0 >= 0  # noqa: PT018, two sides of one box
     assert box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1  # noqa: PT018
+
+
+def test_what_is_no_recording_or_no_axes_is_refused():
+    network = Network({"a": ATMN(3)})
+    recording = simulate(network, torch.ones(1, 1, 3))
+    for draw in (plots.raster, plots.firing_rates, lambda what: plots.traces(what, network, "a")):
+        with pytest.raises(InputError, match="expected a Recording, got Network"):
+            draw(network)
+    with pytest.raises(InputError, match="ax must be matplotlib Axes, got Figure"):
+        plots.raster(recording, ax=plt.figure())
+    plt.close("all")

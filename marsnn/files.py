@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,15 +102,23 @@ def read_npz(path: PathLike) -> dict[str, np.ndarray]:
 
 def read_json(path: PathLike) -> Any:
     """The value in a JSON file; anything else is a FileError."""
-    path = Path(path)
+    return _parsed(Path(path), json.loads, "JSON")
+
+
+def read_toml(path: PathLike) -> dict[str, Any]:
+    """The table in a TOML file; anything else is a FileError."""
+    return _parsed(Path(path), tomllib.loads, "TOML")
+
+
+def _parsed(path: Path, parse: Callable[[str], Any], kind: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FileError(f"{path}: no such file") from error
     except OSError as error:
         raise FileError(f"{path}: can't read it: {(error.strerror or str(error)).lower()}") from error
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path}: not valid JSON ({error}); make it again") from error
+    except (ValueError, RecursionError) as error:  # also text that is not UTF-8
+        raise FileError(f"{path}: not valid {kind} ({str(error).splitlines()[0]}); make it again") from error
 
 
 @contextmanager

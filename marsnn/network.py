@@ -280,7 +280,7 @@ class Network(nn.Module):
         Returns:
             output [L, B, *C] and the next state.
         """
-        self._check_input(x)
+        self.check_input(x)
         listeners = tuple(listeners)
         steps = self.steps
         state, next_state = state or {}, {}
@@ -325,7 +325,7 @@ class Network(nn.Module):
             with located(name):
                 neuron.check_tensors()
 
-    def _check_input(self, x: Tensor) -> None:
+    def check_input(self, x: Tensor) -> None:
         if x.ndim < 3:
             raise ShapeError(
                 f"expected x [L, B, D] (tokens, batch, features), got {list(x.shape)}; "
@@ -404,6 +404,18 @@ def _names(layers: Sequence[nn.Module]) -> list[str]:
         seen[kind] = seen.get(kind, 0) + 1
         names.append(f"{kind}{seen[kind]}")
     return names
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Dropout off and the like within the block; every submodule then gets its own mode back."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, training in modes.items():
+            child.training = training
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from marsnn.checks import finite
 from marsnn.errors import InputError
-from marsnn.network import Network, State
+from marsnn.network import Network, State, evaluating
 from marsnn.progress import track
 from marsnn.record import Recorder, Recording, to_numpy
 
@@ -54,22 +54,16 @@ def simulate(
         raise InputError(f"simulate() runs a marsnn Network, got {type(network).__name__}; wrap its layers")
     if not isinstance(x, Tensor):
         raise InputError(f"x must be a tensor [L, B, D], got {type(x).__name__}; try torch.as_tensor(x)")
-    network._check_input(x)
+    network.check_input(x)
     finite("x", x)
     network.check_weights()
     recorder = Recorder(record)
     state = _restored(network, state, x)
     outputs: list[np.ndarray] = []
-    was_training = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.no_grad():
-            for token in track(range(len(x)), "simulating", enabled=progress):
-                output, state = network.run(x[token : token + 1], state, (recorder,))
-                outputs.append(to_numpy(output))
-    finally:
-        for module, training in was_training.items():
-            module.training = training
+    with evaluating(network), torch.no_grad():
+        for token in track(range(len(x)), "simulating", enabled=progress):
+            output, state = network.run(x[token : token + 1], state, (recorder,))
+            outputs.append(to_numpy(output))
     return Recording(
         output=np.concatenate(outputs),
         spikes=recorder.arrays("spikes"),

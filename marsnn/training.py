@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from marsnn.checks import count, finite, positive
 from marsnn.errors import InputError, MarsnnError, NonFiniteError, ShapeError
+from marsnn.network import evaluating
 from marsnn.progress import track
 
 
@@ -154,8 +155,5 @@ def _check_data(x: Tensor, y: Tensor) -> None:
 @torch.no_grad()
 def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
     """Share of sequences x [L, B, *D] whose highest score is the class y [B]."""
-    was_training = network.training
-    network.eval()
-    right = (logits(network, x).argmax(-1) == y).float().mean().item()
-    network.train(was_training)
-    return right
+    with evaluating(network):
+        return (logits(network, x).argmax(-1) == y).float().mean().item()

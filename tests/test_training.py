@@ -168,3 +168,10 @@ def test_small_integers_do_as_labels_and_nothing_to_train_is_an_error():
     )
     with pytest.raises(InputError, match="no parameters to train"):
         train(nn.Identity(), torch.randn(1, 3, 2), torch.tensor([0, 1, 1]))
+
+
+def test_accuracy_leaves_every_submodule_in_its_mode():
+    network = nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 2), nn.Dropout(0.5))
+    network[2].eval()
+    accuracy(network, torch.randn(1, 4, 3), torch.tensor([0, 1, 0, 1]))
+    assert [module.training for module in network] == [True, True, False]

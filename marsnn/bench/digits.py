@@ -156,7 +156,8 @@ def run(
     }
     return {
         "benchmark": "digits",
-        "command": f"marsnn bench digits --form {form} --seeds {len(seeds)} --epochs {epochs}",
+        "command": f"marsnn bench digits --form {form} --seed {seeds[0]} --seeds {len(seeds)} "
+        f"--epochs {epochs}",
         "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__},
         "form": form,
         "hidden": HIDDEN,

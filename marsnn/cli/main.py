@@ -135,10 +135,11 @@ def energy(
     """Count operations and price them by named tables."""
     from marsnn.cli.inputs import load_input, seeded
     from marsnn.energy import EnergyReport, count
+    from marsnn.energy.report import DEFAULT_TABLES
 
     seeded(seed)
     net, x = load_input(network, source, samples)
-    tables = tuple(dict.fromkeys(["45nm-fp32", "45nm-int8", "loihi1", *(table or [])]))
+    tables = tuple(dict.fromkeys([*DEFAULT_TABLES, *(table or [])]))
     report = EnergyReport(count(net, x), tables=tables, name=network.stem)
     print(report.to_json() if as_json else report.text())
 

@@ -25,7 +25,7 @@ from marsnn.energy import arithmetic
 from marsnn.energy.counts import OperationCounts
 from marsnn.energy.events import SpikeCounter, book_neuron
 from marsnn.errors import InputError, MarsnnError, ShapeError
-from marsnn.network import LINEAR_MAPS, Network
+from marsnn.network import LINEAR_MAPS, Network, evaluating
 from marsnn.neurons.base import Neuron
 
 QUIET = None
@@ -71,14 +71,9 @@ def count(module: nn.Module, inputs: Any, tokens: int | None = None) -> Operatio
     for name, parameter in module.named_parameters():
         finite(f"{name}: the parameter", parameter.detach())
     counts = OperationCounts(tokens=_tokens(module, [*args, *kwargs.values()], tokens), steps=_steps(module))
-    modes = {child: child.training for child in module.modules()}
-    module.eval()
-    try:
-        with torch.no_grad(), _as_written(), Audit(module, counts) as audit, audit.listening():
-            _call(module, args, kwargs)
-    finally:
-        for child, training in modes.items():
-            child.training = training
+    audit = Audit(module, counts)
+    with evaluating(module), torch.no_grad(), _as_written(), audit, audit.listening():
+        _call(module, args, kwargs)
     return counts
 
 

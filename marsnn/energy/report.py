@@ -14,6 +14,9 @@ from marsnn.energy.tables import EnergyTable, load_table
 from marsnn.errors import InputError
 from marsnn.files import PathLike, json_text, write_text
 
+DEFAULT_TABLES = ("45nm-fp32", "45nm-int8", "loihi1")
+"""What a report shows where nobody says otherwise."""
+
 FORMAT = "marsnn.energy/1"
 ALWAYS = ("45nm-fp32", "45nm-int8")
 WIDTH = 100
@@ -80,7 +83,7 @@ class EnergyReport:
         self,
         counts: OperationCounts,
         dense: OperationCounts | None = None,
-        tables: Iterable[PathLike | EnergyTable] = ("45nm-fp32", "45nm-int8", "loihi1"),
+        tables: Iterable[PathLike | EnergyTable] = DEFAULT_TABLES,
         name: str = "spiking",
     ) -> None:
         for what, given in (("counts", counts), ("dense", dense)):

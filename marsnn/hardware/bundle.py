@@ -20,7 +20,7 @@ import math
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -148,8 +148,8 @@ def write(
             },
         }
         write_text(folder / "manifest.json", json_text(manifest))
-        load(folder)  # what can't be read back must not replace what can
-    return load(path)
+        bundle = load(folder)  # what can't be read back must not replace what can
+    return replace(bundle, path=target)
 
 
 def _row(stage: Stage, unit: NDArray[np.float64]) -> dict[str, Any]:

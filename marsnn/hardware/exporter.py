@@ -61,8 +61,7 @@ def export(
         shape = list(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__
         raise ShapeError(f"expected a sample x [L, B, D], got {shape}")
     finite("sample", sample)
-    network.check_weights()
-    floats = simulate(network, sample, record=("spikes",))
+    floats = simulate(network, sample, record=("spikes",))  # its checks name the layer, so it comes first
     graph = extract(network, sample.shape[-1])
     reals = in_order(sample.detach().cpu().double().numpy())
     quantized = quantize(graph, reals, tokens_per_sample=len(sample))

@@ -5,12 +5,11 @@ Counts cores and their filling; it does not choose their position on the chip, s
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from marsnn.errors import FileError
-from marsnn.files import PathLike
+from marsnn.files import PathLike, read_toml
 from marsnn.hardware.integer import IntegerGraph
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -28,11 +27,10 @@ def load_profile(profile: PathLike = "loihi1") -> dict[str, Any]:
     """A chip's limits, by the name of a shipped profile or the path of a TOML file."""
     shipped = PROFILES / f"{profile}.toml"
     path = shipped if shipped.is_file() else Path(profile)
-    try:
-        limits = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    if not path.is_file():
         known = ", ".join(sorted(file.stem for file in PROFILES.glob("*.toml")))
-        raise FileError(f"{path}: not a readable profile ({error}); shipped ones: {known}") from error
+        raise FileError(f"{path}: no such profile; shipped ones: {known}")
+    limits = read_toml(path)
     for key in LIMITS:
         if not isinstance(limits.get(key), int) or limits[key] < 1:
             raise FileError(f"{path}: {key} is {limits.get(key)!r}, expected a whole number >= 1")

@@ -52,7 +52,7 @@ def quantize(graph: Graph, sample: Reals, tokens_per_sample: int) -> Quantized:
             knobs = "tokens a sample, or a smaller beta" if population.kind == "lif" else "steps"
             refusals.append(
                 f"{population.name}: the worst case of {coarse} of its channels fits 24 bits only with "
-                f"weights of fewer than 5; use fewer inputs or {knobs}"
+                f"weights of fewer than 5 bits; use fewer inputs or {knobs}"
             )
     if refusals:
         raise ExportError(refusals)
@@ -121,11 +121,8 @@ def _stage(
         if fits:
             stage, unit = _with_scale(population, weight, steps, finer, shift)
             break
-    return (
-        stage,
-        unit,
-        int(np.count_nonzero(matters & _coarse(population, weight, steps, scale, tokens_per_sample))),
-    )
+    coarse = matters & _coarse(population, weight, steps, scale, tokens_per_sample)
+    return stage, unit, int(np.count_nonzero(coarse))
 
 
 def _coarse(

@@ -9,15 +9,14 @@ form of a table.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from marsnn.energy.counts import LayerCounts
-from marsnn.errors import FileError, InputError
-from marsnn.files import PathLike
+from marsnn.errors import InputError
+from marsnn.files import PathLike, read_toml
 
 FOLDER = Path(__file__).parent
 
@@ -105,18 +104,7 @@ def load_table(name_or_path: PathLike) -> EnergyTable:
     else:
         known = ", ".join(table_names())
         raise InputError(f"no energy table named {name!r}; use one of {known}, or the path of a .toml file")
-    return _checked(path, _read(path))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise FileError(f"{path}: no such file") from error
-    except OSError as error:
-        raise FileError(f"{path}: can't read it: {(error.strerror or str(error)).lower()}") from error
-    except (ValueError, RecursionError) as error:  # TOML, and text that is not UTF-8
-        raise FileError(f"{path}: not valid TOML ({str(error).splitlines()[0]})") from error
+    return _checked(path, read_toml(path))
 
 
 def _checked(path: Path, raw: dict[str, Any]) -> EnergyTable:

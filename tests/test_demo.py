@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from marsnn.bench import demo as journey
+from marsnn.errors import LavaError
 from marsnn.hardware import load
 
 
@@ -59,3 +61,15 @@ def test_demo_without_lava_says_so_and_still_ends(tmp_path):
     assert result["verification"]["ok"] is True
     assert set(result["accuracy"]["arms"]) == {"ATMN", "LIF", "ReLU", "SVM"}
     assert result["exported"]["integer_accuracy"] > 0.5
+
+
+def test_a_lava_that_fails_is_not_taken_for_a_lava_that_is_missing(tmp_path, monkeypatch):
+    def fails(path, simulator="lava"):
+        raise LavaError(f"Lava's run of {path} failed (exit 1): no message")
+
+    monkeypatch.setattr(journey, "find_python", lambda: "python3.10")
+    monkeypatch.setattr(journey, "verify", fails)
+    said = []
+    with pytest.raises(LavaError, match="failed"):
+        journey.compared(tmp_path, said.append)
+    assert said == ["running the bundle in Lava's simulator"]

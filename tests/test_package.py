@@ -147,9 +147,8 @@ def test_the_scan_sees_the_package():
     assert {"marsnn", "marsnn.neurons", "marsnn.neurons.lif", "marsnn.simulator"} <= set(SOURCES)
     assert imported(PACKAGE / "neurons" / "lif.py") == {
         "marsnn.surrogate",
-        "marsnn.checks",
-        "marsnn.errors",
         "marsnn.neurons.base",
+        "marsnn.neurons.rate",
     }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from marsnn import surrogate as surrogates
 from marsnn.checks import positive
-from marsnn.neurons.base import Neuron, UpdateCost, per_feature, register, setting_tensor
+from marsnn.neurons.base import Backend, Neuron, UpdateCost, per_feature, register, setting_tensor
 
 
 class ATMNState(NamedTuple):
@@ -77,6 +77,7 @@ class ATMN(Neuron):
         surrogate: spike function of (abs(h) - fire_at V) / V.
         detach_reset: let no gradient through the reset.
         feature_dim: axis of N, counted from the end.
+        backend: "auto", "reference" or "fused", see `Neuron`.
 
     Example:
         >>> import torch
@@ -104,8 +105,9 @@ class ATMN(Neuron):
         surrogate: surrogates.SpikeFunction | None = None,
         detach_reset: bool = False,
         feature_dim: int = -1,
+        backend: Backend = "auto",
     ) -> None:
-        super().__init__(features, steps, surrogate, feature_dim, carry="token")
+        super().__init__(features, steps, surrogate, feature_dim, "token", backend)
         for name, value in (("tau", tau), ("threshold", threshold), ("fire_at", fire_at)):
             positive(name, value)
         self.fire_at = float(fire_at)
@@ -147,11 +149,6 @@ class ATMN(Neuron):
         self._check_current("current", current)
         return atmn_step(current, state or self.initial_state(current), self.params(current))
 
-    def present(self, x: Tensor) -> Tensor:
-        """x at t = 0, nothing after."""
-        silence = x.new_zeros(()).expand(self.steps - 1, *x.shape)
-        return torch.cat([x.unsqueeze(0), silence])
-
     def step_gain(self, train: Tensor) -> Tensor:
         """T V tau^t."""
         power = self._powers(train).reshape(-1, *[1] * (train.ndim - 1))
@@ -189,8 +186,7 @@ class ATMN(Neuron):
             self._store_tau(tau, self.learn_tau)
 
     def constructor(self) -> dict[str, Any]:
-        learned = {"learn_threshold": self.log_threshold.requires_grad, "learn_tau": self.learn_tau}
-        return {**super().constructor(), **learned}
+        return {**super().constructor(), "learn_threshold": self.log_threshold.requires_grad}
 
     def extra_repr(self) -> str:
         V, tau = self.threshold.mean().item(), self.tau.item()

@@ -29,6 +29,7 @@ from marsnn import surrogate as surrogates
 from marsnn.checks import count, finite, positive
 from marsnn.errors import InputError, ShapeError
 
+Backend = Literal["auto", "reference", "fused"]
 Carry = Literal["token", "sequence"]
 
 
@@ -49,15 +50,19 @@ class Neuron(nn.Module, ABC):
         feature_dim: the axis of N counted from the end: -1 for [*, N], -3 for [*, N, height, width].
         carry: "token" forgets the state when a token ends, "sequence" hands it to the next token. Used by
             `Network`; the calls above never forget anything by themselves.
+        backend: how T steps are run, never what they give. "reference" loops over `step`; "fused" runs them
+            in one pass over memory, or says why it can't; "auto" is fused where it can be. It may be
+            reassigned at any time, and is not saved.
     """
 
     State: ClassVar[type[tuple[Any, ...]]]
     """NamedTuple of tensors [*, N]; its first field is the membrane."""
 
     integrates: ClassVar[Literal["token", "step"]] = "step"
-    """How it takes a train: "token" sums it and injects once, "step" takes each step's current."""
+    """How it takes a train: "token" sums it and injects once, "step" takes each step's current. A static
+    activation likewise: "token" receives it at t = 0 alone, "step" at every step."""
 
-    levels: ClassVar[tuple[int, ...]] = (0, 1)
+    levels: tuple[int, ...] = (0, 1)
     """Values that a spike can take; empty for a neuron that emits its membrane."""
 
     def __init__(
@@ -67,6 +72,7 @@ class Neuron(nn.Module, ABC):
         surrogate: surrogates.SpikeFunction | None,
         feature_dim: int,
         carry: Carry,
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
         self.features = None if features is None else count("features", features)
@@ -81,16 +87,15 @@ class Neuron(nn.Module, ABC):
         if carry not in ("token", "sequence"):
             raise InputError(f'carry must be "token" or "sequence", got {carry!r}')
         self.carry: Carry = carry
+        if backend not in ("auto", "reference", "fused"):
+            raise InputError(f'backend must be "auto", "reference" or "fused", got {backend!r}')
+        self.backend: Backend = backend
 
     # ---- the equation -------------------------------------------------------------------------------
 
     @abstractmethod
     def step(self, current: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """One micro-step: current [*, N] and a state (None: at rest) to (spikes [*, N], next state)."""
-
-    @abstractmethod
-    def present(self, x: Tensor) -> Tensor:
-        """The currents [T, *, N] by which this neuron receives a static activation x [*, N]."""
 
     @abstractmethod
     def step_gain(self, train: Tensor) -> Tensor:
@@ -127,6 +132,16 @@ class Neuron(nn.Module, ABC):
         """As `forward`, with the membrane [T, *, N] after each step: (spikes, membrane, state)."""
         spikes, membrane, state = self._unroll(currents, state, keep_membrane=True)
         return spikes, torch.stack(membrane), state
+
+    def present(self, x: Tensor) -> Tensor:
+        """The currents [T, *, N] by which this neuron receives a static activation x [*, N].
+
+        Held at every step, or at t = 0 alone where the neuron `integrates` by the token.
+        """
+        if self.integrates == "step":
+            return x.expand(self.steps, *x.shape)
+        silence = x.new_zeros(()).expand(self.steps - 1, *x.shape)
+        return torch.cat([x.unsqueeze(0), silence])
 
     def encode(self, x: Tensor) -> Tensor:
         """Spikes [T, *, N] of a static activation x [*, N], from rest, over T = `self.steps`."""
@@ -222,7 +237,8 @@ class Neuron(nn.Module, ABC):
 
     def constructor(self) -> dict[str, Any]:
         """Arguments that build an equal neuron, whose state_dict then fits."""
-        return {"features": self.features, "steps": self.steps, "feature_dim": self.feature_dim}
+        accepted = inspect.signature(type(self)).parameters.keys() - {"surrogate"}
+        return {name: value for name, value in self.settings().items() if name in accepted}
 
     def extra_repr(self) -> str:
         return f"features={self.features}, steps={self.steps}"

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from marsnn.neurons.base import Carry, Neuron, UpdateCost, register
-from marsnn.neurons.lif import decay_from
+from marsnn.neurons.base import Backend, Carry, Neuron, UpdateCost, register
+from marsnn.neurons.rate import check_decay, decay_from, leaks
 
 
 class LeakyIntegratorState(NamedTuple):
@@ -42,6 +42,7 @@ class LeakyIntegrator(Neuron):
         beta: decay in [0, 1].   tau: time constant >= 1 in steps, beta = 1 - 1 / tau; default tau = 2.
         carry: "token" or "sequence", see `Neuron`.
         feature_dim: axis of N, counted from the end.
+        backend: "auto", "reference" or "fused", see `Neuron`.
     """
 
     State = LeakyIntegratorState
@@ -55,8 +56,9 @@ class LeakyIntegrator(Neuron):
         tau: float | Tensor | None = None,
         carry: Carry = "token",
         feature_dim: int = -1,
+        backend: Backend = "auto",
     ) -> None:
-        super().__init__(features, steps, None, feature_dim, carry)
+        super().__init__(features, steps, None, feature_dim, carry, backend)
         self.beta: Tensor
         self.register_buffer("beta", decay_from(beta, tau, features))
 
@@ -67,10 +69,6 @@ class LeakyIntegrator(Neuron):
         beta = self._along_features(self.beta, current)
         return leaky_integrator_step(current, state or self.initial_state(current), beta)
 
-    def present(self, x: Tensor) -> Tensor:
-        """x, held at every step."""
-        return x.expand(self.steps, *x.shape)
-
     def step_gain(self, train: Tensor) -> Tensor:
         """One: the output is a value already."""
         return train.new_ones(())
@@ -78,8 +76,11 @@ class LeakyIntegrator(Neuron):
     @property
     def update_cost(self) -> UpdateCost:
         """Leak and input."""
-        leaks = bool(((self.beta > 0) & (self.beta < 1)).any())
-        return UpdateCost(mul=1 if leaks else 0, add=1)
+        return UpdateCost(mul=leaks(self.beta), add=1)
+
+    def check_tensors(self) -> None:
+        super().check_tensors()
+        check_decay("beta", self.beta)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, beta={self.beta.mean().item():g}"

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from marsnn import surrogate as surrogates
-from marsnn.checks import positive
-from marsnn.errors import InputError
-from marsnn.neurons.base import Carry, Neuron, UpdateCost, per_feature, register
-
-Reset = Literal["subtract", "zero"]
+from marsnn.neurons.base import Backend, Carry, UpdateCost, register
+from marsnn.neurons.rate import RateNeuron, Reset, after_reset, decay_from, leaks
 
 
 class LIFState(NamedTuple):
@@ -48,32 +45,12 @@ def lif_step(current: Tensor, state: LIFState, params: LIFParams) -> tuple[Tenso
     """
     h = params.beta * state.v + current
     s = params.spike(h - params.threshold)
-    reset = s.detach() if params.detach_reset else s
-    v = h - reset * params.threshold if params.reset == "subtract" else h * (1 - reset)
+    v = after_reset(h, s, s * params.threshold, params.reset, params.detach_reset)
     return s, LIFState(v)
 
 
-def decay_from(beta: float | Tensor | None, tau: float | Tensor | None, features: int | None) -> Tensor:
-    """beta from either setting: beta = 1 - 1 / tau; tau = 2 where neither is given."""
-    if beta is not None and tau is not None:
-        raise InputError("give beta or tau, not both: beta = 1 - 1 / tau")
-    if beta is None:
-        tau = 2.0 if tau is None else tau
-        positive("tau", tau)
-        beta = 1 - 1 / tau
-    tensor = per_feature("beta", beta, features)
-    check_beta(tensor)
-    return tensor
-
-
-def check_beta(beta: Tensor) -> None:
-    """Refuse a decay that would grow the membrane, or turn it around."""
-    if not bool(((beta >= 0) & (beta <= 1)).all()):
-        raise InputError(f"beta must lie in [0, 1] (tau >= 1), got {beta.flatten()[:4].tolist()}")
-
-
 @register("LIF")
-class LIF(Neuron):
+class LIF(RateNeuron):
     """Leaky integrate-and-fire: binary spikes whose mean rate stands for the activation.
 
     A static activation is held at every step; `decode` is threshold * mean(spikes).
@@ -88,6 +65,7 @@ class LIF(Neuron):
         surrogate: spike function of v - threshold.
         carry: "token" or "sequence", see `Neuron`.
         feature_dim: axis of N, counted from the end.
+        backend: "auto", "reference" or "fused", see `Neuron`.
 
     Example:
         >>> import torch
@@ -112,17 +90,12 @@ class LIF(Neuron):
         surrogate: surrogates.SpikeFunction | None = None,
         carry: Carry = "token",
         feature_dim: int = -1,
+        backend: Backend = "auto",
     ) -> None:
-        super().__init__(features, steps, surrogate, feature_dim, carry)
-        positive("threshold", threshold)
-        if reset not in ("subtract", "zero"):
-            raise InputError(f'reset must be "subtract" or "zero", got {reset!r}')
-        self.reset: Reset = reset
-        self.detach_reset = bool(detach_reset)
-        self.beta: Tensor
-        self.threshold: Tensor
+        super().__init__(
+            features, steps, threshold, reset, detach_reset, surrogate, carry, feature_dim, backend
+        )
         self.register_buffer("beta", decay_from(beta, tau, features))
-        self.register_buffer("threshold", per_feature("threshold", threshold, features))
 
     def params(self, like: Tensor) -> LIFParams:
         """Settings for currents such as `like`, in its dtype."""
@@ -134,31 +107,11 @@ class LIF(Neuron):
             spike=self.surrogate,
         )
 
-    def check_tensors(self) -> None:
-        super().check_tensors()
-        check_beta(self.beta)
-
     def step(self, current: Tensor, state: LIFState | None = None) -> tuple[Tensor, LIFState]:
         self._check_current("current", current)
         return lif_step(current, state or self.initial_state(current), self.params(current))
 
-    def present(self, x: Tensor) -> Tensor:
-        """x, held at every step."""
-        return x.expand(self.steps, *x.shape)
-
-    def step_gain(self, train: Tensor) -> Tensor:
-        """The threshold, at every step."""
-        return self._along_features(self.threshold, train)
-
     @property
     def update_cost(self) -> UpdateCost:
         """Leak; input, comparison, reset."""
-        leaks = bool(((self.beta > 0) & (self.beta < 1)).any())
-        return UpdateCost(mul=1 if leaks else 0, add=3)
-
-    def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "reset": self.reset, "detach_reset": self.detach_reset}
-
-    def extra_repr(self) -> str:
-        beta, threshold = self.beta.mean().item(), self.threshold.mean().item()
-        return f"{super().extra_repr()}, beta={beta:g}, threshold={threshold:g}, reset={self.reset}"
+        return UpdateCost(mul=leaks(self.beta), add=3)

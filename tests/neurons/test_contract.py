@@ -29,13 +29,45 @@ CASES = [
     ("ATMN", {"features": N, "steps": 5, "tau": 2.0, "fire_at": 0.5, "detach_reset": True}),
     ("ATMN", {"features": N, "tau": 0.75, "learn_tau": True, "surrogate": surrogate.triangular(0.5)}),
     ("ATMN", {"features": None, "steps": 2, "threshold": 0.8, "surrogate": surrogate.erf(1.0)}),
+    ("ATMN", {"features": N, "steps": 5, "fire_at": 0.5, "backend": "reference"}),
     ("LIF", {"features": N, "beta": 0.25, "threshold": V, "detach_reset": True}),
     ("LIF", {"features": N, "steps": 6, "tau": 3.0, "reset": "zero", "carry": "sequence"}),
     ("LIF", {"features": N, "beta": DECAY, "threshold": 0.4, "surrogate": surrogate.fast_sigmoid(3.0)}),
+    ("LIF", {"features": N, "threshold": 0.7, "backend": "reference"}),
     ("LIF", {"features": None, "steps": 3, "beta": 0.0, "surrogate": surrogate.sigmoid(2.0)}),
     ("LeakyIntegrator", {"features": N, "beta": 0.25, "steps": 6}),
     ("LeakyIntegrator", {"features": N, "tau": 1 / (1 - 0.9 * DECAY), "carry": "sequence"}),
-    ("LeakyIntegrator", {"features": None, "beta": 0.9}),
+    ("LeakyIntegrator", {"features": None, "beta": 0.9, "backend": "reference"}),
+    ("TMN", {"features": N, "steps": 6, "threshold": V, "backend": "reference"}),
+    ("TMN", {"features": N, "learn_threshold": True, "detach_reset": True}),
+    ("TMN", {"features": None, "threshold": 0.7, "surrogate": surrogate.rectangular(2.0)}),
+    ("PLIF", {"features": N, "beta": 0.25, "threshold": V, "detach_reset": True}),
+    ("PLIF", {"features": N, "steps": 6, "tau": 1 + V, "reset": "zero", "carry": "sequence"}),
+    ("PLIF", {"features": None, "tau": 1.5, "surrogate": surrogate.sigmoid(2.0), "backend": "reference"}),
+    ("CubaLIF", {"features": N, "beta": 0.25, "alpha": DECAY, "threshold": V, "detach_reset": True}),
+    ("CubaLIF", {"features": N, "steps": 6, "tau": 3.0, "tau_syn": 1.5, "reset": "zero"}),
+    ("CubaLIF", {"features": N, "beta": DECAY, "carry": "sequence", "backend": "reference"}),
+    ("CubaLIF", {"features": None, "alpha": 0.9, "surrogate": surrogate.erf(1.0)}),
+    ("ALIF", {"features": N, "beta": 0.25, "rho": 0.5, "adaptation": V, "threshold": V}),
+    ("ALIF", {"features": N, "steps": 6, "tau": 3.0, "tau_adapt": 4.0, "reset": "zero"}),
+    ("ALIF", {"features": N, "rho": DECAY, "detach_reset": True, "carry": "sequence"}),
+    ("ALIF", {"features": None, "adaptation": 1.5, "surrogate": surrogate.triangular(0.5)}),
+    ("ALIF", {"features": N, "threshold": 0.3, "backend": "reference"}),
+    ("IntegerLIF", {"features": N, "beta": 0.25, "threshold": V, "max_level": 2, "detach_reset": True}),
+    ("IntegerLIF", {"features": N, "steps": 6, "tau": 3.0, "signed": True, "reset": "zero"}),
+    ("IntegerLIF", {"features": N, "beta": DECAY, "threshold": 0.4, "fire_at": 1.0, "carry": "sequence"}),
+    ("IntegerLIF", {"features": None, "max_level": 3, "surrogate": surrogate.rectangular(1.0)}),
+    ("IntegerLIF", {"features": N, "signed": True, "max_level": 2, "backend": "reference"}),
+    ("TernaryLIF", {"features": N, "beta": 0.25, "threshold": V, "detach_reset": True}),
+    ("TernaryLIF", {"features": N, "steps": 6, "tau": 3.0, "reset": "zero", "carry": "sequence"}),
+    ("TernaryLIF", {"features": N, "beta": DECAY, "max_level": 3, "fire_at": 0.5}),
+    ("TernaryLIF", {"features": None, "beta": 0.5, "surrogate": surrogate.fast_sigmoid(3.0)}),
+    ("TernaryLIF", {"features": N, "threshold": 0.7, "backend": "reference"}),
+    # a peak just above c, so that the small currents of these tests reach it
+    ("Izhikevich", {"features": N, "a": 0.1, "b": 0.25, "c": -60.0, "d": 2.0, "peak": -59.5}),
+    ("Izhikevich", {"features": N, "steps": 6, "b": 0.26, "peak": -64.0, "dt": 1.0, "carry": "sequence"}),
+    ("Izhikevich", {"features": N, "b": 0.26, "peak": -64.8, "detach_reset": True, "backend": "reference"}),
+    ("Izhikevich", {"features": None, "b": 0.26, "peak": -64.5, "surrogate": surrogate.atan(0.5)}),
 ]
 
 
@@ -454,7 +486,7 @@ BAD = [0, 0.0, -1.0, float("nan"), float("inf"), "1", torch.tensor(0.0), torch.t
 @pytest.mark.parametrize("bad", BAD, ids=str)
 def test_settings_that_must_be_positive(name, setting, bad):
     if not takes(name, setting):
-        assert setting != "tau"  # all have a time constant
+        assert setting != "tau" or name in ("Izhikevich", "TMN")  # all others have a time constant
         with pytest.raises(TypeError):
             plain(name, **{setting: bad})
         return

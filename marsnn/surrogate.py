@@ -73,6 +73,11 @@ class Surrogate(ABC):
         """The factory that made it."""
         return next(name for name, kind in _KINDS.items() if kind is type(self))
 
+    @property
+    def setting(self) -> float:
+        """Its one argument, whatever it is called."""
+        return float(getattr(self, next(iter(self.__dataclass_fields__))))  # type: ignore[attr-defined]
+
 
 @dataclass(frozen=True)
 class _ATan(Surrogate):

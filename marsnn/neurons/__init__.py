@@ -18,6 +18,7 @@ from marsnn.neurons.izhikevich import (
 )
 from marsnn.neurons.leaky_integrator import (
     LeakyIntegrator,
+    LeakyIntegratorParams,
     LeakyIntegratorState,
     leaky_integrator_step,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "LIFParams",
     "LIFState",
     "LeakyIntegrator",
+    "LeakyIntegratorParams",
     "LeakyIntegratorState",
     "Neuron",
     "TernaryLIF",

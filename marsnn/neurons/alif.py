@@ -9,6 +9,7 @@ from torch import Tensor
 from marsnn import surrogate as surrogates
 from marsnn.checks import positive
 from marsnn.neurons.base import Backend, Carry, UpdateCost, per_feature, register
+from marsnn.neurons.fused import Kernel
 from marsnn.neurons.rate import RateNeuron, Reset, after_reset, check_decay, decay_from, leaks
 
 
@@ -78,6 +79,7 @@ class ALIF(RateNeuron):
     """
 
     State = ALIFState
+    equation = staticmethod(alif_step)
 
     def __init__(
         self,
@@ -123,9 +125,8 @@ class ALIF(RateNeuron):
         positive("adaptation", self.adaptation)
         check_decay("rho", self.rho, "tau_adapt")
 
-    def step(self, current: Tensor, state: ALIFState | None = None) -> tuple[Tensor, ALIFState]:
-        self._check_current("current", current)
-        return alif_step(current, state or self.initial_state(current), self.params(current))
+    def kernel(self, like: Tensor) -> Kernel:
+        return Kernel("alif", self._macros(), ())
 
     @property
     def update_cost(self) -> UpdateCost:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from marsnn import surrogate as surrogates
 from marsnn.checks import positive
 from marsnn.neurons.base import Backend, Neuron, UpdateCost, per_feature, register, setting_tensor
+from marsnn.neurons.fused import Kernel, levels_are_distinct
 
 
 class ATMNState(NamedTuple):
@@ -90,6 +91,7 @@ class ATMN(Neuron):
     """
 
     State = ATMNState
+    equation = staticmethod(atmn_step)
     integrates = "token"
     levels = (-1, 0, 1)
 
@@ -145,10 +147,6 @@ class ATMN(Neuron):
             spike=self.surrogate,
         )
 
-    def step(self, current: Tensor, state: ATMNState | None = None) -> tuple[Tensor, ATMNState]:
-        self._check_current("current", current)
-        return atmn_step(current, state or self.initial_state(current), self.params(current))
-
     def step_gain(self, train: Tensor) -> Tensor:
         """T V tau^t."""
         power = self._powers(train).reshape(-1, *[1] * (train.ndim - 1))
@@ -165,14 +163,24 @@ class ATMN(Neuron):
         t = torch.arange(len(train), device=train.device, dtype=train.dtype)
         return torch.pow(self.tau.to(train.dtype), t)
 
+    def kernel(self, like: Tensor) -> Kernel | None:
+        if not levels_are_distinct(self.fire_at):
+            return None
+        macros = ("DETACH_RESET",) if self.detach_reset else ()
+        if torch.compiler.is_compiling() or not self._tau_is_power_of_two():
+            return Kernel("atmn", macros, (self.fire_at, 0.0))
+        return Kernel("atmn", (*macros, "TAU_IS_POWER_OF_TWO"), (self.fire_at, 1 / float(self.tau)))
+
     @property
     def update_cost(self) -> UpdateCost:
         """A comparison and the reset; the leak multiplies, but is a shift where tau is a power of two.
 
         The input costs no addition: it enters an empty membrane.
         """
-        shift = not self.learn_tau and float(torch.frexp(self.tau)[0]) == 0.5
-        return UpdateCost(mul=0 if shift else 1, add=2)
+        return UpdateCost(mul=0 if self._tau_is_power_of_two() else 1, add=2)
+
+    def _tau_is_power_of_two(self) -> bool:
+        return not self.learn_tau and float(torch.frexp(self.tau)[0]) == 0.5
 
     def settings(self) -> dict[str, Any]:
         own = {"fire_at": self.fire_at, "detach_reset": self.detach_reset, "learn_tau": self.learn_tau}

@@ -10,7 +10,7 @@ and parameters. State goes in and comes out; the Module never keeps it:
 
 To add a neuron, write one file with its State, Params, step function and Module, and put
 `@register("Name")` on the Module: the contract tests, the network, the simulator, the energy counter and
-the plots then know it.
+the plots then know it. A kernel in `kernels/` makes it fast; without one it runs step by step.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from marsnn import surrogate as surrogates
 from marsnn.checks import count, finite, positive
 from marsnn.errors import InputError, ShapeError
+from marsnn.neurons import fused
+from marsnn.neurons.fused import Drive, Kernel
 
 Backend = Literal["auto", "reference", "fused"]
 Carry = Literal["token", "sequence"]
@@ -62,6 +64,8 @@ class Neuron(nn.Module, ABC):
     """How it takes a train: "token" sums it and injects once, "step" takes each step's current. A static
     activation likewise: "token" receives it at t = 0 alone, "step" at every step."""
 
+    _kernel_fits: ClassVar[bool] = False
+
     levels: tuple[int, ...] = (0, 1)
     """Values that a spike can take; empty for a neuron that emits its membrane."""
 
@@ -93,9 +97,26 @@ class Neuron(nn.Module, ABC):
 
     # ---- the equation -------------------------------------------------------------------------------
 
-    @abstractmethod
+    @staticmethod
+    def equation(current: Tensor, state: Any, params: Any) -> tuple[Tensor, Any]:
+        """The pure step function, as `lif_step` is for LIF."""
+        raise NotImplementedError
+
+    def params(self, like: Tensor) -> Any:
+        """What the equation needs beside current and state: a NamedTuple, its tensors broadcastable against
+        currents such as `like` and in their dtype.
+        """
+        raise NotImplementedError
+
+    def kernel(self, like: Tensor) -> Kernel | None:
+        """The fused form of the equation for currents such as `like`, None where there is none."""
+        return None
+
     def step(self, current: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """One micro-step: current [*, N] and a state (None: at rest) to (spikes [*, N], next state)."""
+        self._check_current("current", current)
+        state = self.initial_state(current) if state is None else state
+        return self.equation(current, state, self.params(current))
 
     @abstractmethod
     def step_gain(self, train: Tensor) -> Tensor:
@@ -125,13 +146,26 @@ class Neuron(nn.Module, ABC):
         Raises:
             ShapeError: an axis is missing or N is wrong.   NonFiniteError: NaN or infinite currents.
         """
-        spikes, _, state = self._unroll(currents, state, keep_membrane=False)
+        self._check_train("currents", currents)
+        spikes, _, state = self._run(currents, state, Drive("given", len(currents)), membrane=False)
         return spikes, state
 
     def trace(self, currents: Tensor, state: Any = None) -> tuple[Tensor, Tensor, Any]:
         """As `forward`, with the membrane [T, *, N] after each step: (spikes, membrane, state)."""
-        spikes, membrane, state = self._unroll(currents, state, keep_membrane=True)
-        return spikes, torch.stack(membrane), state
+        self._check_train("currents", currents)
+        spikes, membrane, state = self._run(currents, state, Drive("given", len(currents)), membrane=True)
+        assert membrane is not None
+        return spikes, membrane, state
+
+    def respond(self, x: Tensor, membrane: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Spikes [T, *, N] of a static activation x [*, N] from rest, and the membrane if asked for.
+
+        As `forward(present(x))`, without laying out the T currents.
+        """
+        self._check_current("x", x)
+        drive = Drive("held" if self.integrates == "step" else "impulse", self.steps)
+        spikes, trace, _ = self._run(x, None, drive, membrane)
+        return spikes, trace
 
     def present(self, x: Tensor) -> Tensor:
         """The currents [T, *, N] by which this neuron receives a static activation x [*, N].
@@ -145,8 +179,7 @@ class Neuron(nn.Module, ABC):
 
     def encode(self, x: Tensor) -> Tensor:
         """Spikes [T, *, N] of a static activation x [*, N], from rest, over T = `self.steps`."""
-        self._check_current("x", x)
-        return self(self.present(x))[0]
+        return self.respond(x)[0]
 
     def decode(self, spikes: Tensor) -> Tensor:
         """The activation [*, N] that spikes [T, *, N] stand for."""
@@ -245,21 +278,40 @@ class Neuron(nn.Module, ABC):
 
     # ---- inside -------------------------------------------------------------------------------------
 
-    def _unroll(self, currents: Tensor, state: Any, keep_membrane: bool) -> tuple[Tensor, list[Tensor], Any]:
-        self._check_train("currents", currents)
+    def _run(
+        self, currents: Tensor, state: Any, drive: Drive, membrane: bool
+    ) -> tuple[Tensor, Tensor | None, Any]:
+        """T steps by the backend: spikes, the membrane after each step if asked for, the final state."""
+        sample = currents[0] if drive.kind == "given" else currents
+        if state is None:
+            state = self.initial_state(sample)
+        for field in state:
+            if field.shape != sample.shape:
+                raise ShapeError(
+                    f"{type(self).__name__}: expected a state {list(sample.shape)}, got "
+                    f"{list(field.shape)}; pass the state that an earlier call of the same shape returned"
+                )
+        done = fused.unroll(self, currents, state, drive, membrane)
+        if done is not None:
+            return done
         finite(f"{type(self).__name__}: currents", currents)
-        if state is not None and state[0].shape != currents.shape[1:]:
-            raise ShapeError(
-                f"{type(self).__name__}: expected a state {list(currents.shape[1:])}, got "
-                f"{list(state[0].shape)}; pass the state that an earlier call of the same shape returned"
-            )
-        spikes, membrane = [], []
-        for current in currents:
+        spikes, trace = [], []
+        for current in currents if drive.kind == "given" else self.present(currents):
             spike, state = self.step(current, state)
             spikes.append(spike)
-            if keep_membrane:
-                membrane.append(state[0])
-        return torch.stack(spikes), membrane, state
+            if membrane:
+                trace.append(state[0])
+        return torch.stack(spikes), torch.stack(trace) if membrane else None, state
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # A kernel belongs to the equation beside it: a subclass that changes a step without giving a
+        # kernel of its own has none.
+        super().__init_subclass__(**kwargs)
+        home = {
+            name: next(i for i, base in enumerate(cls.__mro__) if name in vars(base))
+            for name in ("kernel", "equation", "params", "step")
+        }
+        cls._kernel_fits = all(home["kernel"] <= home[name] for name in ("equation", "params", "step"))
 
     def _along_features(self, setting: Tensor, like: Tensor) -> Tensor:
         """A setting, [] or [N], in the dtype of `like` and broadcastable against [*, N]."""

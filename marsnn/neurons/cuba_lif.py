@@ -8,6 +8,7 @@ from torch import Tensor
 
 from marsnn import surrogate as surrogates
 from marsnn.neurons.base import Backend, Carry, UpdateCost, register
+from marsnn.neurons.fused import Kernel
 from marsnn.neurons.rate import RateNeuron, Reset, after_reset, check_decay, decay_from, leaks
 
 
@@ -72,6 +73,7 @@ class CubaLIF(RateNeuron):
     """
 
     State = CubaLIFState
+    equation = staticmethod(cuba_lif_step)
 
     def __init__(
         self,
@@ -111,9 +113,8 @@ class CubaLIF(RateNeuron):
         super().check_tensors()
         check_decay("alpha", self.alpha, "tau_syn")
 
-    def step(self, current: Tensor, state: CubaLIFState | None = None) -> tuple[Tensor, CubaLIFState]:
-        self._check_current("current", current)
-        return cuba_lif_step(current, state or self.initial_state(current), self.params(current))
+    def kernel(self, like: Tensor) -> Kernel:
+        return Kernel("cuba_lif", self._macros(), ())
 
     @property
     def update_cost(self) -> UpdateCost:

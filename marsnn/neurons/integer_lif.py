@@ -11,6 +11,7 @@ from marsnn import surrogate as surrogates
 from marsnn.checks import count, positive
 from marsnn.errors import InputError
 from marsnn.neurons.base import Backend, Carry, UpdateCost, register
+from marsnn.neurons.fused import Kernel, levels_are_distinct
 from marsnn.neurons.rate import RateNeuron, Reset, after_reset, decay_from, leaks
 
 
@@ -103,6 +104,7 @@ class IntegerLIF(RateNeuron):
     """
 
     State = IntegerLIFState
+    equation = staticmethod(integer_lif_step)
 
     def __init__(
         self,
@@ -148,10 +150,6 @@ class IntegerLIF(RateNeuron):
             spike=self.surrogate,
         )
 
-    def step(self, current: Tensor, state: IntegerLIFState | None = None) -> tuple[Tensor, IntegerLIFState]:
-        self._check_current("current", current)
-        return integer_lif_step(current, state or self.initial_state(current), self.params(current))
-
     def unfold(self, spikes: Tensor) -> Tensor:
         """The unit spikes, in {0, 1} or {-1, 0, 1}, whose sum over D micro-steps is each spike.
 
@@ -166,6 +164,14 @@ class IntegerLIF(RateNeuron):
         units = torch.arange(self.max_level, device=spikes.device, dtype=spikes.dtype)
         units = units.reshape(1, -1, *[1] * (spikes.ndim - 1))
         return spikes.sign().unsqueeze(1) * (spikes.abs().unsqueeze(1) > units)
+
+    def kernel(self, like: Tensor) -> Kernel | None:
+        if not levels_are_distinct(self.fire_at):
+            return None
+        signed = ("SIGNED",) if self.signed else ()
+        return Kernel(
+            "integer_lif", (*self._macros(), f"MAX_LEVEL={self.max_level}", *signed), (self.fire_at,)
+        )
 
     @property
     def update_cost(self) -> UpdateCost:

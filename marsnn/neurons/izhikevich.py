@@ -13,6 +13,7 @@ from marsnn import surrogate as surrogates
 from marsnn.checks import positive
 from marsnn.errors import InputError
 from marsnn.neurons.base import Backend, Carry, Neuron, UpdateCost, register
+from marsnn.neurons.fused import Kernel
 
 
 class IzhikevichState(NamedTuple):
@@ -94,6 +95,7 @@ class Izhikevich(Neuron):
     """
 
     State = IzhikevichState
+    equation = staticmethod(izhikevich_step)
 
     def __init__(
         self,
@@ -123,7 +125,7 @@ class Izhikevich(Neuron):
         self.dt = float(dt)
         self.detach_reset = bool(detach_reset)
 
-    def params(self) -> IzhikevichParams:
+    def params(self, like: Tensor) -> IzhikevichParams:
         """Settings of the step."""
         return IzhikevichParams(
             self.a, self.b, self.c, self.d, self.peak, self.dt, self.detach_reset, self.surrogate
@@ -133,13 +135,14 @@ class Izhikevich(Neuron):
         """v = c and u = b c, for currents [*, N]."""
         return IzhikevichState(torch.full_like(current, self.c), torch.full_like(current, self.b * self.c))
 
-    def step(self, current: Tensor, state: IzhikevichState | None = None) -> tuple[Tensor, IzhikevichState]:
-        self._check_current("current", current)
-        return izhikevich_step(current, state or self.initial_state(current), self.params())
-
     def step_gain(self, train: Tensor) -> Tensor:
         """One, at every step."""
         return train.new_ones(())
+
+    def kernel(self, like: Tensor) -> Kernel:
+        macros = ("DETACH_RESET",) if self.detach_reset else ()
+        p = self.params(like)
+        return Kernel("izhikevich", macros, (p.dt, p.dt * p.a, p.b, p.c, p.d, p.peak, p.peak - p.c))
 
     @property
     def update_cost(self) -> UpdateCost:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from marsnn.neurons.base import Backend, Carry, Neuron, UpdateCost, register
+from marsnn.neurons.fused import Kernel
 from marsnn.neurons.rate import check_decay, decay_from, leaks
 
 
@@ -16,8 +17,14 @@ class LeakyIntegratorState(NamedTuple):
     v: Tensor  # [*, N] membrane, in the units of the current
 
 
+class LeakyIntegratorParams(NamedTuple):
+    """What the step function needs beside current and state."""
+
+    beta: Tensor  # [] or [N], what is left of the membrane after one step, in [0, 1]
+
+
 def leaky_integrator_step(
-    current: Tensor, state: LeakyIntegratorState, beta: Tensor
+    current: Tensor, state: LeakyIntegratorState, params: LeakyIntegratorParams
 ) -> tuple[Tensor, LeakyIntegratorState]:
     """One micro-step of a leaky integrator without threshold.
 
@@ -26,7 +33,7 @@ def leaky_integrator_step(
     The output is the membrane itself. Shapes: current, v and the output are [*, N]. Units: those of the
     current. No spike, no reset. Source: Gerstner et al. 2014, Neuronal Dynamics, section 1.3.
     """
-    v = beta * state.v + current
+    v = params.beta * state.v + current
     return v, LeakyIntegratorState(v)
 
 
@@ -46,6 +53,7 @@ class LeakyIntegrator(Neuron):
     """
 
     State = LeakyIntegratorState
+    equation = staticmethod(leaky_integrator_step)
     levels = ()
 
     def __init__(
@@ -62,16 +70,16 @@ class LeakyIntegrator(Neuron):
         self.beta: Tensor
         self.register_buffer("beta", decay_from(beta, tau, features))
 
-    def step(
-        self, current: Tensor, state: LeakyIntegratorState | None = None
-    ) -> tuple[Tensor, LeakyIntegratorState]:
-        self._check_current("current", current)
-        beta = self._along_features(self.beta, current)
-        return leaky_integrator_step(current, state or self.initial_state(current), beta)
+    def params(self, like: Tensor) -> LeakyIntegratorParams:
+        """Settings for currents such as `like`, in its dtype."""
+        return LeakyIntegratorParams(beta=self._along_features(self.beta, like))
 
     def step_gain(self, train: Tensor) -> Tensor:
         """One: the output is a value already."""
         return train.new_ones(())
+
+    def kernel(self, like: Tensor) -> Kernel:
+        return Kernel("leaky_integrator", (), ())
 
     @property
     def update_cost(self) -> UpdateCost:

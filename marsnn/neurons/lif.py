@@ -8,6 +8,7 @@ from torch import Tensor
 
 from marsnn import surrogate as surrogates
 from marsnn.neurons.base import Backend, Carry, UpdateCost, register
+from marsnn.neurons.fused import Kernel
 from marsnn.neurons.rate import RateNeuron, Reset, after_reset, decay_from, leaks
 
 
@@ -77,6 +78,7 @@ class LIF(RateNeuron):
     """
 
     State = LIFState
+    equation = staticmethod(lif_step)
 
     def __init__(
         self,
@@ -107,9 +109,8 @@ class LIF(RateNeuron):
             spike=self.surrogate,
         )
 
-    def step(self, current: Tensor, state: LIFState | None = None) -> tuple[Tensor, LIFState]:
-        self._check_current("current", current)
-        return lif_step(current, state or self.initial_state(current), self.params(current))
+    def kernel(self, like: Tensor) -> Kernel:
+        return Kernel("lif", self._macros(), ())
 
     @property
     def update_cost(self) -> UpdateCost:

@@ -9,6 +9,7 @@ from marsnn import surrogate as surrogates
 from marsnn.checks import positive
 from marsnn.errors import InputError
 from marsnn.neurons.base import Backend, Carry, UpdateCost, register, setting_tensor
+from marsnn.neurons.fused import Kernel
 from marsnn.neurons.lif import LIFParams, LIFState, lif_step
 from marsnn.neurons.rate import RateNeuron, Reset
 
@@ -43,6 +44,7 @@ class PLIF(RateNeuron):
     """
 
     State = LIFState
+    equation = staticmethod(lif_step)
 
     def __init__(
         self,
@@ -83,9 +85,8 @@ class PLIF(RateNeuron):
             spike=self.surrogate,
         )
 
-    def step(self, current: Tensor, state: LIFState | None = None) -> tuple[Tensor, LIFState]:
-        self._check_current("current", current)
-        return lif_step(current, state or self.initial_state(current), self.params(current))
+    def kernel(self, like: Tensor) -> Kernel:
+        return Kernel("lif", self._macros(), ())
 
     @property
     def update_cost(self) -> UpdateCost:

@@ -111,6 +111,11 @@ class RateNeuron(Neuron):
         super().check_tensors()
         check_decay("beta", self.beta)
 
+    def _macros(self) -> tuple[str, ...]:
+        """The kernel's form of reset and detach_reset."""
+        chosen = {"RESET_ZERO": self.reset == "zero", "DETACH_RESET": self.detach_reset}
+        return tuple(macro for macro, on in chosen.items() if on)
+
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "reset": self.reset, "detach_reset": self.detach_reset}
 

@@ -65,7 +65,18 @@ CASES = [
     ("TernaryLIF", {"features": N, "threshold": 0.7, "backend": "reference"}),
     # a peak just above c, so that the small currents of these tests reach it
     ("Izhikevich", {"features": N, "a": 0.1, "b": 0.25, "c": -60.0, "d": 2.0, "peak": -59.5}),
-    ("Izhikevich", {"features": N, "steps": 6, "b": 0.26, "peak": -64.0, "dt": 1.0, "carry": "sequence"}),
+    (
+        "Izhikevich",
+        {
+            "features": N,
+            "steps": 6,
+            "b": 0.26,
+            "peak": -64.0,
+            "dt": 1.0,
+            "carry": "sequence",
+            "detach_reset": True,
+        },
+    ),
     ("Izhikevich", {"features": N, "b": 0.26, "peak": -64.8, "detach_reset": True, "backend": "reference"}),
     ("Izhikevich", {"features": None, "b": 0.26, "peak": -64.5, "surrogate": surrogate.atan(0.5)}),
 ]
@@ -316,7 +327,7 @@ def test_feature_dim_is_that_axis_moved_to_the_end(case):
 
 def from_state(case, state_dict):
     """An instance with default settings that has loaded what another one saved."""
-    fresh = plain(case[0], features=case[1]["features"])
+    fresh = plain(case[0], features=case[1]["features"], backend=case[1].get("backend", "auto"))
     assert not same(dict(fresh.state_dict()), dict(state_dict))
     assert str(fresh.load_state_dict(state_dict)) == "<All keys matched successfully>"
     return fresh
@@ -341,7 +352,7 @@ def test_state_dict_carries_settings_and_parameters(case, through):
 @EVERY
 def test_constructor_builds_the_neuron_that_its_state_fits(case):
     neuron, x = build(case), currents(6, 3)
-    again = type(neuron)(**neuron.constructor())
+    again = type(neuron)(**neuron.constructor(), backend=neuron.backend)
     again.load_state_dict(neuron.state_dict())
     assert again.settings() == neuron.settings()
     assert same(again(x), neuron(x))

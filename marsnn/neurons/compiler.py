@@ -1,0 +1,136 @@
+"""Builds the C++ kernels of `kernels/` on first use, and keeps them in the user's cache.
+
+A kernel is one neuron in one dtype with one surrogate: a translation unit of two includes and a few macros,
+which a plain C++ compiler turns into a shared library in about a second. It is loaded by ctypes; nothing of
+torch is compiled in. Without a compiler there are no kernels, and neurons run step by step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from marsnn.errors import MarsnnError
+
+SOURCES = Path(__file__).parent / "kernels"
+PATIENCE_S = 2.0
+"""A build that takes longer says what is being waited for."""
+
+_EXACT = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
+_TRIES = (("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
+"""Flags by preference: not every compiler has OpenMP, or names its own machine."""
+
+
+class BuildError(MarsnnError):
+    """No compiler, or it could not build a kernel."""
+
+
+@functools.cache
+def compiler() -> str | None:
+    """The C++ compiler: $CXX, c++, g++ or clang++; None where there is none."""
+    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
+        found = shutil.which(name) if name else None
+        if found:
+            return found
+    return None
+
+
+@functools.cache
+def library(header: str, macros: tuple[str, ...]) -> ctypes.CDLL:
+    """The loaded kernel of `kernels/<header>.h` under these macros.
+
+    Raises:
+        BuildError: with the compiler's first message.
+    """
+    try:
+        return ctypes.CDLL(str(_built(header, macros)))
+    except OSError as error:
+        raise BuildError(f"can't load the kernel {header}: {error}") from error
+
+
+def source(header: str, macros: tuple[str, ...], loop: str = "unroll.h") -> str:
+    """The translation unit of one kernel; its includes lie in `SOURCES`."""
+    lines = [f"#define {macro.replace('=', ' ', 1)}" for macro in macros]
+    return "\n".join([*lines, f'#include "{header}.h"', f'#include "{loop}"', ""])
+
+
+def _built(header: str, macros: tuple[str, ...]) -> Path:
+    found = compiler()
+    if found is None:
+        raise BuildError("no C++ compiler found (CXX, c++, g++, clang++); install one, e.g. g++")
+    text = source(header, macros)
+    name = f"{header}-{_fingerprint(text, found)}.so"
+    kept = cache_folder() / name
+    if not kept.exists():
+        waiting = threading.Timer(PATIENCE_S, _say_waiting, (header,))
+        waiting.start()
+        try:
+            _build(found, text, kept)
+        finally:
+            waiting.cancel()
+    return kept
+
+
+def _build(found: str, text: str, kept: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+        unit, made = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
+        unit.write_text(text)
+        complaint = ""
+        for flags in _TRIES:
+            command = [found, *_EXACT, *flags, f"-I{SOURCES}", str(unit), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                made.replace(kept)  # whole or not at all, whoever else builds the same
+                return
+            complaint = complaint or next(iter(done.stderr.splitlines()), "no message")
+    raise BuildError(f"{found} could not build the kernel {kept.stem}: {complaint}")
+
+
+def _say_waiting(header: str) -> None:
+    print(f"marsnn: compiling the {header} kernel, once for this machine", file=sys.stderr, flush=True)
+
+
+def _fingerprint(text: str, found: str) -> str:
+    """What a library depends on: its sources, the compiler, and the processor it was built for."""
+    parts = [text, *(path.read_text() for path in sorted(SOURCES.glob("*.h")))]
+    parts += [found, str(os.stat(found).st_mtime_ns), platform.platform(), _processor()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+@functools.cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+@functools.cache
+def cache_folder() -> Path:
+    """$MARSNN_CACHE, else marsnn/kernels in the user's cache folder; a temporary one where that can't be.
+
+    Libraries are loaded from it, so it must belong to the user, and no one else may write there.
+    """
+    chosen = os.environ.get("MARSNN_CACHE")
+    base = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "kernels" if chosen else base / "marsnn" / "kernels"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.stat()
+        private = not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if private and status.st_uid == os.getuid() and os.access(folder, os.W_OK):
+            return folder
+    except (OSError, AttributeError):  # no home, read-only, or a system without user ids
+        pass
+    return Path(tempfile.mkdtemp(prefix="marsnn-kernels-"))

@@ -1,0 +1,462 @@
+"""T steps in one pass over memory: the fast path of every neuron, forward and backward.
+
+`Neuron` calls `unroll` here wherever it runs more than one step. The kernels (`kernels/*.h`) do the same
+operations in the same order as the step functions, each rounded to the dtype, so spikes, membranes and states
+are those of the reference bit for bit. What autograd keeps is the input alone: the backward runs the steps
+once more, block by block, and then back.
+
+    eager                  an autograd.Function around the kernel
+    inside torch.compile   a custom operator, marsnn::unroll, which needs no graph break
+    create_graph=True      the gradient is that of the reference, differentiable again
+
+The reference is taken instead for a surrogate of another library, a dtype or device without kernels, inside
+torch.func transforms and other dispatch modes, and where there is no compiler, which is said once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from marsnn import surrogate as surrogates
+from marsnn.checks import finite
+from marsnn.errors import InputError, NonFiniteError
+from marsnn.neurons import compiler
+
+DTYPES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+PARALLEL = 1 << 15
+"""Neuron-steps from which a second thread is worth waking."""
+
+LAUNCHES: Counter[tuple[str, str, str]] = Counter()
+"""How often kernels ran: (kernel, dtype, "forward" | "backward")."""
+
+
+class Kernel(NamedTuple):
+    """Which kernel a neuron wants, and what it knows beside the tensors."""
+
+    header: str  # of kernels/
+    macros: tuple[str, ...]
+    numbers: tuple[float, ...]  # beside the surrogate's
+
+
+def levels_are_distinct(fire_at: float) -> bool:
+    """Whether comparing h with fire_at V decides as (h - fire_at V) / V >= 0 does, in every dtype.
+
+    The quotient of a difference that is not zero could vanish only where fire_at is below the resolution
+    of the dtype; 2^-10 leaves room for float16's subnormals.
+    """
+    return fire_at >= 2.0**-10
+
+
+class Drive(NamedTuple):
+    """How currents reach T steps: "given" for each step, "held" at every step, "impulse" at the first."""
+
+    kind: str
+    steps: int
+
+
+class Call(NamedTuple):
+    """One use of a kernel, but for its tensors: all that the backward must know again."""
+
+    kernel: str  # header
+    macros: tuple[str, ...]
+    numbers: tuple[float, ...]
+    drive: str
+    steps: int
+    inner: int  # elements of a sample that share one feature's settings
+    features: int
+    membrane: bool
+
+
+def refusal(neuron: Any, currents: Tensor) -> str | None:
+    """Why the reference must run these currents; None where a kernel can."""
+    if not neuron._kernel_fits or neuron.kernel(currents) is None:
+        return "it has no kernel for this step function and these settings"
+    if isinstance(neuron.surrogate, surrogates._Foreign):
+        return "the surrogate is another library's; take one of marsnn.surrogate"
+    if currents.dtype not in DTYPES or currents.device.type != "cpu":
+        return f"there are no kernels for {currents.dtype} on {currents.device.type}"
+    if not torch.compiler.is_compiling() and (
+        type(currents) not in (Tensor, torch.nn.Parameter)
+        or torch._C._are_functorch_transforms_active()
+        or _get_current_dispatch_mode() is not None
+    ):
+        return "tensors are being transformed or traced (torch.func, a dispatch mode, a subclass)"
+    return None if _have_compiler() else "there is no C++ compiler (CXX, c++, g++, clang++)"
+
+
+@torch.compiler.assume_constant_result
+def _have_compiler() -> bool:
+    if compiler.compiler() is None:
+        _say_once(
+            "no C++ compiler found: neurons run step by step, slower and equal; install g++ to fuse them"
+        )
+        return False
+    return True
+
+
+_SAID: set[str] = set()
+
+
+def _say_once(message: str) -> None:
+    if message not in _SAID:
+        _SAID.add(message)
+        warnings.warn(f"marsnn: {message}", stacklevel=2)
+
+
+def unroll(
+    neuron: Any, currents: Tensor, state: Any, drive: Drive, membrane: bool
+) -> tuple[Tensor, Tensor | None, Any] | None:
+    """T steps by the kernel, or None where the reference must run them.
+
+    Args:
+        neuron: a `Neuron`; its `backend` decides.
+        currents: [T, *, N] if given, else [*, N].
+        state: a state of [*, N] tensors.
+        drive: how the currents reach the steps.
+        membrane: whether to return the membrane after every step.
+
+    Returns:
+        spikes [T, *, N], membrane [T, *, N] or None, and the final state.
+
+    Raises:
+        InputError: backend="fused" where no kernel can run.   NonFiniteError: NaN or infinite currents.
+    """
+    if neuron.backend == "reference":
+        return None
+    why = refusal(neuron, currents)
+    if why is not None:
+        if neuron.backend == "fused":
+            raise InputError(f'{type(neuron).__name__}: backend="fused" can\'t run this: {why}')
+        return None
+    kernel, params = neuron.kernel(currents), neuron.params(currents)
+    tensors = [field for field in params if isinstance(field, Tensor)]
+    learned = any(tensor.requires_grad for tensor in tensors)
+    call = Call(
+        kernel.header,
+        (
+            *kernel.macros,
+            f"DTYPE_{DTYPES[currents.dtype]}",
+            f"SURROGATE_{neuron.surrogate.name}",
+            *(("PARAM_GRADS",) if learned else ()),
+        ),
+        (neuron.surrogate.setting, *kernel.numbers),
+        drive.kind,
+        drive.steps,
+        currents.shape[neuron.feature_dim + 1 :].numel() if neuron.feature_dim < -1 else 1,
+        neuron.features or 1,
+        membrane,
+    )
+    if not _fit(currents, state, tensors, call.features):
+        return None
+    if torch.compiler.is_compiling():
+        results = torch.ops.marsnn.unroll(
+            currents, list(state), tensors, call.kernel, " ".join(call.macros), list(call.numbers), *call[3:]
+        )
+    else:
+        try:
+            results = _Unroll.apply(call, _Reference(neuron, params), len(state), currents, *state, *tensors)
+        except compiler.BuildError as error:
+            if neuron.backend == "fused":
+                raise
+            _say_once(f"{error}; neurons run step by step")
+            return None
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{type(neuron).__name__}: {error}") from None
+    spikes, rest = results[0], results[1:]
+    return spikes, rest[0] if membrane else None, type(state)(*rest[membrane:])
+
+
+def _fit(currents: Tensor, state: Sequence[Tensor], tensors: Sequence[Tensor], features: int) -> bool:
+    """Whether a kernel may read these tensors as they are: the reference would convert or broadcast them."""
+    alike = all(t.dtype == currents.dtype and t.device == currents.device for t in (*state, *tensors))
+    return alike and all(tensor.numel() in (1, features) for tensor in tensors)
+
+
+class _Reference(NamedTuple):
+    """The steps as plain torch, of the tensors that autograd handed to the kernel."""
+
+    neuron: Any
+    params: Any
+
+    def outputs(
+        self, call: Call, currents: Tensor, state: Sequence[Tensor], tensors: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """spikes, membrane if wanted, and the final state's fields."""
+        fresh = iter(tensors)
+        params = type(self.params)(*(next(fresh) if isinstance(p, Tensor) else p for p in self.params))
+        held, silence = call.drive == "held", torch.zeros_like(currents)
+        now = self.neuron.State(*state)
+        spikes, membrane = [], []
+        for t in range(call.steps):
+            current = currents[t] if call.drive == "given" else currents if held or t == 0 else silence
+            spike, now = self.neuron.equation(current, now, params)
+            spikes.append(spike)
+            membrane.append(now[0])
+        return (torch.stack(spikes), *([torch.stack(membrane)] if call.membrane else []), *now)
+
+
+class _Unroll(torch.autograd.Function):
+    """The kernel under autograd; keeps its inputs and nothing else."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, call: Call, reference: _Reference, fields: int, currents: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.call, ctx.reference, ctx.fields = call, reference, fields
+        ctx.save_for_backward(currents, *tensors)
+        ctx.set_materialize_grads(False)
+        return tuple(run_forward(call, currents, tensors[:fields], tensors[fields:]))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:  # type: ignore[override]
+        currents, *tensors = ctx.saved_tensors
+        state, params = tensors[: ctx.fields], tensors[ctx.fields :]
+        if torch.is_grad_enabled():  # create_graph=True
+            return (None, None, None, *_differentiable(ctx, currents, state, params, grads))
+        found = run_backward(ctx.call, currents, state, params, grads)
+        return (None, None, None, *found)
+
+
+def _differentiable(
+    ctx: Any, currents: Tensor, state: list[Tensor], params: list[Tensor], grads: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients by the reference, so that they can be differentiated again."""
+    inputs = [currents, *state, *params]
+    outputs = ctx.reference.outputs(ctx.call, currents, state, params)
+    followed = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
+    wanted = [i for i, each in enumerate(inputs) if each.requires_grad]
+    found: list[Tensor | None] = [None] * len(inputs)
+    if followed and wanted:
+        slopes = torch.autograd.grad(
+            [y for y, _ in followed],
+            [inputs[i] for i in wanted],
+            [g for _, g in followed],
+            create_graph=True,
+            allow_unused=True,
+        )
+        for i, slope in zip(wanted, slopes, strict=True):
+            found[i] = slope
+    return found
+
+
+# ---- the kernels, on tensors ----------------------------------------------------------------------------
+
+
+def run_forward(
+    call: Call, currents: Tensor, state: Sequence[Tensor], params: Sequence[Tensor]
+) -> list[Tensor]:
+    """spikes [T, *, N], the membrane [T, *, N] if wanted, and the fields of the final state [*, N]."""
+    sizes = _Sizes(call, currents)
+    laid, state, params = _laid(call, currents), _contiguous(state), _contiguous(params)
+    spikes = currents.new_empty(sizes.train)
+    membrane = currents.new_empty(sizes.train) if call.membrane else None
+    after = [currents.new_empty(sizes.sample) for _ in state]
+    failed = 0
+    if spikes.numel():
+        kernel = compiler.library(call.kernel, call.macros).forward
+        failed = kernel(
+            *sizes.arguments(laid, params),
+            _pointer(laid),
+            _pointers(state),
+            _pointers(params),
+            _pointer(spikes),
+            _pointer(membrane),
+            _pointers(after),
+        )
+        LAUNCHES[call.kernel, DTYPES[currents.dtype], "forward"] += 1
+    if failed:
+        finite("currents", currents)
+    return [spikes, *([] if membrane is None else [membrane]), *after]
+
+
+def run_backward(
+    call: Call,
+    currents: Tensor,
+    state: Sequence[Tensor],
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Gradients of currents, state and params from those of `run_forward`'s results, None for zero.
+
+    Parameters get theirs only where the kernel was built with PARAM_GRADS.
+    """
+    sizes = _Sizes(call, currents)
+    laid, state, params = _laid(call, currents), _contiguous(state), _contiguous(params)
+    spikes, *rest = grads
+    membrane = rest.pop(0) if call.membrane else None
+    spikes, stride = (None, 0) if spikes is None else _laid_train(spikes)
+    membrane = None if membrane is None else membrane.contiguous()
+    after = [None if grad is None else grad.contiguous() for grad in rest]
+    learned = "PARAM_GRADS" in call.macros
+    grad_currents = torch.empty_like(currents, memory_format=torch.contiguous_format)
+    grad_state = [currents.new_empty(sizes.sample) for _ in state]
+    wide = torch.float64 if currents.dtype == torch.float64 else torch.float32
+    columns = [currents.new_empty(sizes.sample, dtype=wide) for _ in params] if learned else []
+    if sizes.M:
+        compiler.library(call.kernel, call.macros).backward(
+            *sizes.arguments(laid, params),
+            _pointer(laid),
+            _pointers(state),
+            _pointers(params),
+            _pointer(spikes),
+            ctypes.c_long(stride),
+            _pointer(membrane),
+            _pointers(after),
+            _pointer(grad_currents),
+            _pointers(grad_state),
+            _pointers(columns),
+        )
+        LAUNCHES[call.kernel, DTYPES[currents.dtype], "backward"] += 1
+    summed = [_per_setting(call, column, param) for column, param in zip(columns, params, strict=learned)]
+    missing: list[Tensor | None] = [None] * len(params)
+    return [grad_currents, *grad_state, *(summed or missing)]
+
+
+def _per_setting(call: Call, column: Tensor, param: Tensor) -> Tensor:
+    """Sum a gradient over the columns that share a setting."""
+    if param.numel() == 1:
+        total = column.sum()
+    else:
+        total = column.reshape(-1, call.features, call.inner).sum((0, 2))
+    return total.reshape(param.shape).to(param.dtype)
+
+
+class _Sizes:
+    """Shapes and counts of one call."""
+
+    def __init__(self, call: Call, currents: Tensor) -> None:
+        self.call = call
+        self.sample = currents.shape[1:] if call.drive == "given" else currents.shape
+        self.train = (call.steps, *self.sample)
+        self.M = self.sample.numel()
+
+    def arguments(self, laid: Tensor, params: Sequence[Tensor]) -> tuple[Any, ...]:
+        call, given = self.call, self.call.drive == "given"
+        numbers = (*call.numbers, 0.0)
+        threads = torch.get_num_threads() if call.steps * self.M >= PARALLEL else 1
+        return (
+            *map(ctypes.c_long, (call.steps, self.M, call.inner, call.features)),
+            ctypes.c_long(laid.stride(0) if given else 0),
+            ctypes.c_long(1 if call.drive == "impulse" else call.steps),
+            ctypes.c_int(call.drive == "held"),
+            (ctypes.c_long * (len(params) + 1))(*(param.numel() for param in params), 0),
+            (ctypes.c_double * len(numbers))(*numbers),
+            ctypes.c_int(threads),
+        )
+
+
+def _laid(call: Call, currents: Tensor) -> Tensor:
+    """Currents whose samples are contiguous; the steps may lie anywhere."""
+    if call.drive == "given":
+        return currents if currents[0].is_contiguous() else currents.contiguous()
+    return currents.contiguous()
+
+
+def _laid_train(grad: Tensor) -> tuple[Tensor, int]:
+    """A gradient with contiguous samples, and the elements between its steps (0: the same at each)."""
+    if not grad[0].is_contiguous():
+        grad = grad.contiguous()
+    return grad, grad.stride(0)
+
+
+def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.contiguous() for tensor in tensors]
+
+
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _pointers(tensors: Sequence[Tensor | None]) -> Any:
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    return (ctypes.c_void_p * (len(pointers) + 1))(*pointers, None)
+
+
+# ---- inside torch.compile -------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("marsnn::unroll", mutates_args=())
+def _unroll_op(
+    currents: Tensor,
+    state: list[Tensor],
+    params: list[Tensor],
+    kernel: str,
+    macros: str,
+    numbers: list[float],
+    drive: str,
+    steps: int,
+    inner: int,
+    features: int,
+    membrane: bool,
+) -> list[Tensor]:
+    call = Call(kernel, tuple(macros.split()), tuple(numbers), drive, steps, inner, features, membrane)
+    return run_forward(call, currents, state, params)
+
+
+@_unroll_op.register_fake
+def _(
+    currents: Tensor, state: Any, params: Any, kernel: Any, macros: Any, numbers: Any, drive: str, steps: int,
+    inner: Any, features: Any, membrane: bool,
+) -> list[Tensor]:  # fmt: skip
+    train = currents.new_empty((steps, *(currents.shape[1:] if drive == "given" else currents.shape)))
+    trains = [train, torch.empty_like(train)] if membrane else [train]
+    return [*trains, *(torch.empty_like(train[0]) for _ in state)]
+
+
+@torch.library.custom_op("marsnn::unroll_backward", mutates_args=())
+def _unroll_backward_op(
+    currents: Tensor,
+    state: list[Tensor],
+    params: list[Tensor],
+    grads: list[Tensor],
+    kernel: str,
+    macros: str,
+    numbers: list[float],
+    drive: str,
+    steps: int,
+    inner: int,
+    features: int,
+    membrane: bool,
+) -> list[Tensor]:
+    call = Call(kernel, tuple(macros.split()), tuple(numbers), drive, steps, inner, features, membrane)
+    found = run_backward(call, currents, state, params, grads)
+    return [tensor for tensor in found if tensor is not None]
+
+
+@_unroll_backward_op.register_fake
+def _(
+    currents: Tensor, state: list[Tensor], params: list[Tensor], grads: Any, kernel: Any, macros: str,
+    numbers: Any, drive: Any, steps: Any, inner: Any, features: Any, membrane: Any,
+) -> list[Tensor]:  # fmt: skip
+    learned = params if "PARAM_GRADS" in macros.split() else []
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (currents, *state, *learned)]
+
+
+def _setup(ctx: Any, inputs: Any, output: Any) -> None:
+    currents, state, params, *ctx.call = inputs
+    ctx.fields = len(state)
+    ctx.save_for_backward(currents, *state, *params)
+
+
+def _op_backward(ctx: Any, grads: list[Tensor]) -> Any:
+    currents, *tensors = ctx.saved_tensors
+    state, params = tensors[: ctx.fields], tensors[ctx.fields :]
+    found = torch.ops.marsnn.unroll_backward(currents, state, params, grads, *ctx.call)
+    grad_params = found[1 + ctx.fields :] or [None] * len(params)
+    return found[0], found[1 : 1 + ctx.fields], grad_params, *[None] * len(ctx.call)
+
+
+_unroll_op.register_autograd(_op_backward, setup_context=_setup)

@@ -1,0 +1,43 @@
+// atmn_step of atmn.py.   params: V, tau   state: u   numbers: surrogate, fire_at, 1 / tau
+#pragma once
+#include "surrogate.h"
+
+struct Neuron {
+    enum { STATES = 1, PARAMS = 2, V = 0, TAU = 1 };
+
+    // Dividing by a power of two is multiplying by its reciprocal, to the last bit.
+    static INLINE S amplified(S u, const S* p, const double* k) {
+#if defined(TAU_IS_POWER_OF_TWO)
+        return u * (C)k[2];
+#else
+        return u / p[TAU];
+#endif
+    }
+
+    static INLINE S step(S current, S* state, const S* p, const double* k) {
+        S h = current + amplified(state[0], p, k);
+        S theta = (C)k[1] * p[V];
+        S s = one_where(h >= theta) - one_where(-h >= theta);
+        state[0] = h - s * p[V];
+        return s;
+    }
+
+    static INLINE S back(S current, const S* before, const S* p, const double* k, S gs, S* g, C* gp) {
+        S u = amplified(before[0], p, k), h = current + u, theta = (C)k[1] * p[V];
+        S s = one_where(h >= theta) - one_where(-h >= theta);
+        S over = (h - theta) / p[V], under = (-h - theta) / p[V];
+        S gh = g[0];
+        gp[V] += value(-g[0] * s);
+#if !defined(DETACH_RESET)
+        gs = gs + -g[0] * p[V];
+#endif
+        S gunder = -gs * derivative(under, k[0]), gover = gs * derivative(over, k[0]);
+        gh = gh + -(gunder / p[V]);
+        gh = gh + gover / p[V];
+        gp[V] += value(-gunder * (under / p[V])) + value(-gover * (over / p[V]));
+        gp[V] -= value(gunder / p[V] + gover / p[V]) * (C)k[1];
+        gp[TAU] += value(-gh * (u / p[TAU]));
+        g[0] = amplified(gh, p, k);
+        return gh;
+    }
+};

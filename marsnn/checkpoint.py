@@ -58,8 +58,8 @@ def save_network(network: Network, path: PathLike) -> Path:
     A layer that stands in two places is written, and read back, as two.
 
     Raises:
-        InputError: a layer or a surrogate that is not marsnn's own, by name.   FileError: no permission,
-        no space; an older file at `path` is then left as it is.
+        InputError: a layer, a neuron or a surrogate that is not marsnn's own, by name.   FileError: no
+        permission, no space; an older file at `path` is then left as it is.
     """
     described = {
         "format": FORMAT,
@@ -105,6 +105,11 @@ def load_network(path: PathLike) -> Network:
 def _describe(name: str, layer: nn.Module) -> dict[str, Any]:
     kind = type(layer).__name__
     if isinstance(layer, Neuron):
+        if type(layer) not in map(neurons.get, neurons.names()):
+            raise InputError(
+                f"{name}: {layer._get_name()} is no neuron of marsnn's own and can't be saved; keep "
+                "network.state_dict(), build the network again and load it there"
+            )
         if surrogates.to_settings(layer.surrogate) is None:
             raise InputError(
                 f"{name}: its surrogate is another library's and can't be saved; give it one of ours first, "

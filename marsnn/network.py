@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from marsnn.checks import finite
 from marsnn.errors import InputError, ShapeError, UnknownLayerError
+from marsnn.neurons.adopted import adopt_layers
 from marsnn.neurons.base import Neuron
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -190,7 +191,8 @@ class Network(nn.Module):
     Args:
         layers: a sequence (named `linear1`, `atmn1`, `linear2`, ...) or a mapping of names to layers.
             Neurons, linear maps (`LINEAR_MAPS`), layers of the token's clock (`TOKEN_LAYERS`, or any module
-            with an attribute `clock = "token"`); anything else is refused by name.
+            with an attribute `clock = "token"`); anything else is refused by name. Neurons of snntorch and
+            spikingjelly are adopted with the T of the others, see `marsnn.neurons.interop`.
         skips: {target: source} or {target: [sources]}: the output of each source layer is added to the
             input of the target layer. A source "input" is the network's own input.
         unrolled: run T matmuls on the spikes of each step instead of one on their decoded value.
@@ -225,6 +227,7 @@ class Network(nn.Module):
             )
         if not named:
             raise InputError("a Network needs at least one layer, got none")
+        named = adopt_layers(named)
         for name, layer in named.items():
             taken = not isinstance(name, str) or name == "input" or hasattr(nn.ModuleDict(), name)
             if taken or not _NAME.fullmatch(name):

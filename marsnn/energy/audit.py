@@ -133,8 +133,12 @@ class Audit(TorchDispatchMode):
             for name, layer in network.layers.items():
                 for part in layer.modules():
                     self.names[part] = self._prefix(network) + name
+        neurons = [child for child in self.module.modules() if isinstance(child, Neuron)]
+        inside = {part for neuron in neurons for part in neuron.modules() if part is not neuron}
         with ExitStack() as stack:
             for child in self.module.modules():
+                if child in inside:  # an adopted neuron's own modules belong to its updates
+                    continue
                 stack.callback(child.register_forward_pre_hook(self._enter).remove)
                 stack.callback(child.register_forward_hook(self._leave, always_call=True).remove)
                 if isinstance(child, Neuron):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from math import prod
@@ -14,13 +14,20 @@ from torch import Tensor, nn
 
 from marsnn.errors import InputError, ShapeError
 from marsnn.neurons.base import Carry, Neuron, UpdateCost
-from marsnn.neurons.foreign import Guest, guest_of, library
+from marsnn.neurons.foreign import guest_of, library
 from marsnn.neurons.step_cost import measure
 
 PROBES = 32
 """Samples of the step whose cost is measured: enough that a membrane is never mistaken for a spike."""
 
-SPATIAL = {nn.Conv2d: -3, nn.AvgPool2d: -3, nn.MaxPool2d: -3, nn.Conv1d: -2, nn.AvgPool1d: -2, nn.MaxPool1d: -2}
+SPATIAL = {
+    nn.Conv2d: -3,
+    nn.AvgPool2d: -3,
+    nn.MaxPool2d: -3,
+    nn.Conv1d: -2,
+    nn.AvgPool1d: -2,
+    nn.MaxPool1d: -2,
+}
 FLAT = (nn.Linear, nn.Flatten)
 
 
@@ -46,8 +53,8 @@ def adopt(
         update_cost: multiplications and additions of a neuron and step, where they can't be measured.
 
     Raises:
-        InputError: no such neuron, or one that has no step of its own: PSN, MaskedPSN, SlidingPSN, StateLeaky,
-        LeakyParallel, ... The message has the reason.
+        InputError: no such neuron, or one that has no step of its own: PSN, MaskedPSN, SlidingPSN,
+        StateLeaky, LeakyParallel, ... The message has the reason.
 
     Example:
         >>> import torch
@@ -64,10 +71,10 @@ class Adopted(Neuron):
     """Another library's neuron; made by `adopt`, which says what the arguments are.
 
     The equation, its decision (snntorch fires at >) and its gradient are theirs, bit for bit those of their
-    own loop over single steps. Ours are: state goes in and comes out (what the module holds itself is neither
-    read nor changed), spikes and state have the dtype of the current, and `decode` is threshold * mean(spikes)
-    (threshold 1 where they have none, or where a spike carries its worth). In their own networks the next
-    layer sees the bare spike: to move trained weights divide them by the threshold.
+    own loop over single steps. Ours are: state goes in and comes out (what the module holds itself is
+    neither read nor changed), spikes and state have the dtype of the current, and `decode` is
+    threshold * mean(spikes) (threshold 1 where they have none, or where a spike carries its worth). In their
+    own networks the next layer sees the bare spike: to move trained weights divide them by the threshold.
 
     Not in the registry, and in no file: its settings live in Python objects that only the other library can
     rebuild. `state_dict` holds the parameters and buffers as usual.
@@ -109,7 +116,7 @@ class Adopted(Neuron):
 
     @property
     def levels(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Values of a spike; empty where it is graded: a factor that is trained or not whole, analog output."""
+        """Values of a spike; empty where it is graded: analog, or scaled by a factor not whole or trained."""
         known = self._guest.levels() if self._levels is None else self._levels
         return known or ()
 
@@ -121,12 +128,12 @@ class Adopted(Neuron):
         self._check_current("current", current)
         state = self.initial_state(current) if state is None else state
         x = self._as_batch(current)
-        fields = tuple(field.reshape(x.shape) for field in state)
+        fields = tuple(shaped(field, x.shape) for field in state)
         spikes, after = self._guest.advance(x, fields)
         if not isinstance(spikes, Tensor) or spikes.shape != x.shape:
             got = list(spikes.shape) if isinstance(spikes, Tensor) else type(spikes).__name__
             raise ShapeError(f"{self._who}: expected spikes {list(x.shape)} as the currents, got {got}")
-        spikes = spikes.to(x.dtype).reshape(current.shape)
+        spikes = shaped(spikes.to(x.dtype), current.shape)
         self._check_levels(spikes)
         return spikes, self._restored(after, current)
 
@@ -186,7 +193,7 @@ class Adopted(Neuron):
             InputError: only its library can rebuild the module.
         """
         raise InputError(
-            f"{self._who} can't be rebuilt from settings; copy.deepcopy() the neuron, or keep its state_dict()"
+            f"{self._who} can't be rebuilt from settings; copy.deepcopy() it, or keep its state_dict()"
         )
 
     def extra_repr(self) -> str:
@@ -201,11 +208,11 @@ class Adopted(Neuron):
     def _as_batch(self, current: Tensor) -> Tensor:
         """[*, N] as [B, N]: their neurons know one batch axis."""
         lead = max(current.ndim + self.feature_dim, 0)
-        return current.reshape(prod(current.shape[:lead]), *current.shape[lead:])
+        return shaped(current, (prod(current.shape[:lead]), *current.shape[lead:]))
 
     def _restored(self, fields: tuple[Any, ...], current: Tensor) -> Any:
         """Their state [B, N] in the shape and dtype of the current [*, N]."""
-        return self.State(*(field.to(current.dtype).reshape(current.shape) for field in fields))
+        return self.State(*(shaped(field.to(current.dtype), current.shape) for field in fields))
 
     def _check_levels(self, spikes: Tensor) -> None:
         """Refuse spikes that the recorder and the energy counter would misread."""
@@ -274,10 +281,18 @@ def adopt_layers(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return taken
 
 
+def shaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
+    """A reshape that leaves no trace in the graph where there is nothing to reshape.
+
+    So that gradients which meet are summed in the order of their own loop.
+    """
+    return tensor if tensor.shape == tuple(shape) else tensor.reshape(*shape)
+
+
 @cache
 def state_type(fields: tuple[str, ...]) -> Any:
     """The NamedTuple of those fields."""
-    return namedtuple("AdoptedState", fields)  # noqa: PYI024 (the fields are known at run time only)
+    return namedtuple("AdoptedState", fields)
 
 
 @contextmanager

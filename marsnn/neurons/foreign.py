@@ -272,7 +272,9 @@ def _has_single_step(cls: type) -> bool:
     """Whether a class below MemoryModule and BaseNode, whose steps only raise, defines a step."""
     steps = {"forward", "single_step_forward", "single_step_functional_forward"}
     return any(
-        steps & set(vars(base)) for base in cls.__mro__ if base.__name__ not in ("MemoryModule", "BaseNode", "Module")
+        steps & set(vars(base))
+        for base in cls.__mro__
+        if base.__name__ not in ("MemoryModule", "BaseNode", "Module")
     )
 
 

@@ -6,9 +6,9 @@
                       as_snntorch(LIF(16))        spk, mem = lif(x, mem), or hidden, with utils.reset
     surrogates        every neuron of ours takes theirs: LIF(16, surrogate=snntorch.surrogate.atan())
 
-An adopted neuron is one of ours in every respect but the equation: `simulate` records it, `energy.count` books
-its updates, an ablation swaps it, `train` trains it. What differs between the libraries where their models
-look alike is one table, in `docs/interop.md`. Importing this module imports neither library.
+An adopted neuron is one of ours in every respect but the equation: `simulate` records it, `energy.count`
+books its updates, an ablation swaps it, `train` trains it. What differs between the libraries where their
+models look alike is one table, in `docs/interop.md`. Importing this module imports neither library.
 """
 
 from marsnn.neurons.adopted import Adopted, adopt

@@ -224,9 +224,10 @@ def _spikingjelly_form() -> Any:
         def single_step_forward(self, x: Tensor) -> Any:
             spikes = super().single_step_forward(x)
             if self.store_v_seq:
-                step = self.v.unsqueeze(0)
-                fresh = self.v_seq is None or self.v_seq.shape[1:] != self.v.shape
-                self.v_seq = step if fresh else torch.cat([self.v_seq, step])
+                kept, step = self.v_seq, self.v.unsqueeze(0)
+                if kept is not None and kept.shape[1:] == self.v.shape:
+                    step = torch.cat([kept, step])
+                self.v_seq = step
             return spikes
 
         def multi_step_forward(self, x_seq: Tensor) -> Any:

@@ -3,8 +3,8 @@
 The convention is that of our own `update_cost`: a product with a spike, or with 1 - spike, selects and costs
 nothing; comparisons, copies and signs cost nothing; a subtraction before a comparison is an addition. A
 product with a setting, dividing by one included, is a multiplication. A function (exp, sigmoid, a true
-division) counts as one multiplication, which is a lower bound. Work that all neurons share, such as clamping a
-decay, is left out. Anything else is refused by name.
+division, a broken power) counts as one multiplication, which is a lower bound. Work that all neurons share,
+such as clamping a decay, is left out. Anything else is refused by name.
 """
 
 from __future__ import annotations
@@ -19,22 +19,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from marsnn.errors import InputError
 from marsnn.neurons.base import UpdateCost
 
-FREE = frozenset(
-    """
-    _conj _to_copy abs alias amax amin any argmax argmin bernoulli bitwise_and bitwise_not bitwise_or cat
-    ceil clamp clamp_max clamp_min clone copy detach empty empty_like eq expand fill floor full full_like ge
-    gather gt heaviside index index_put isfinite item le lift_fresh logical_and logical_not logical_or lt
-    masked_fill masked_scatter max maximum min minimum ne neg new_zeros ones ones_like rand_like relu round
-    scalar_tensor scatter select sign sort split squeeze stack sum_to_size topk trunc unsafe_split unsqueeze
-    where zeros zeros_like arange permute transpose t view _unsafe_view uniform rand fmod
-    """.split()
-)
-FUNCTIONS = frozenset(
-    """
-    acos atan cos erf exp expm1 gelu log log1p log_sigmoid_forward pow reciprocal rsqrt sigmoid silu sin
-    softplus sqrt tan tanh
-    """.split()
-)
+KINDS = {
+    "copies and conversions": """
+        _to_copy _unsafe_view alias arange cat clone copy detach empty empty_like expand fill full full_like
+        gather index index_put item lift_fresh masked_fill masked_scatter new_zeros ones ones_like permute
+        scalar_tensor scatter select split squeeze stack t transpose unsafe_split unsqueeze view zeros
+        zeros_like""",
+    "comparisons, choices, signs": """
+        abs amax amin any argmax argmin bitwise_and bitwise_not bitwise_or ceil clamp clamp_max clamp_min eq
+        floor ge gt heaviside isfinite le logical_and logical_not logical_or lt max maximum min minimum ne neg
+        relu round sign sort topk trunc where""",
+    "drawn": "bernoulli rand rand_like uniform",
+    "functions": """
+        acos atan cos erf exp expm1 gelu log log1p log_sigmoid_forward reciprocal rsqrt sigmoid silu sin
+        softplus sqrt tan tanh""",
+}
+"""Operations without products or sums, by name."""
+
+FUNCTIONS = frozenset(KINDS["functions"].split())
+FREE = frozenset(name for names in KINDS.values() for name in names.split()) - FUNCTIONS
 PRODUCTS = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "convolution": (0, 1)}
 """Where the two factors of a product with weights stand among its arguments."""
 
@@ -92,7 +95,7 @@ class _Meter(TorchDispatchMode):
         elif name in ("addcmul", "lerp"):
             self.mul += n
             self.add += n * (2 if name == "lerp" else 1)
-        elif name in FUNCTIONS:
+        elif name in FUNCTIONS or name == "pow":
             self.mul += n
         elif "batch_norm" in name:  # at inference a scale and a shift
             self.mul += n

@@ -403,7 +403,7 @@ def _names(layers: Sequence[nn.Module]) -> list[str]:
     seen: dict[str, int] = {}
     names = []
     for layer in layers:
-        kind = type(layer).__name__.lower()
+        kind = (layer._get_name() if isinstance(layer, nn.Module) else type(layer).__name__).lower()
         seen[kind] = seen.get(kind, 0) + 1
         names.append(f"{kind}{seen[kind]}")
     return names

@@ -197,7 +197,11 @@ class Adopted(Neuron):
         )
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, carry={self.carry}"
+        return f"adopted, {super().extra_repr()}, carry={self.carry}"
+
+    def _get_name(self) -> str:
+        """The module's class: a Network calls its layer `leaky1`, however it was adopted."""
+        return type(self.module).__name__
 
     # ---- inside -------------------------------------------------------------------------------------
 

@@ -1,12 +1,11 @@
 """snntorch and spikingjelly, run against the installed versions: theirs in ours, ours in theirs.
 
-Truths held: reference (bit for bit against their own loops), contract (of an adopted neuron), golden (ties,
-costs worked out by hand), mutants (settings under which the models differ must differ).
+Truths held: reference (bit for bit against their own loops), contract (of an adopted neuron), golden (costs
+worked out by hand). Where the models are the same, and where not, is in `test_interop_table`.
 """
 
 import copy
 import importlib
-import inspect
 import pickle
 import sys
 
@@ -14,50 +13,28 @@ import pytest
 import torch
 from torch import nn
 
-from marsnn import energy, neurons, simulate, surrogate
+from marsnn import energy, neurons, simulate
 from marsnn.checkpoint import load_network, save_network
-from marsnn.errors import ExportError, InputError, MissingDependencyError, ShapeError
+from marsnn.errors import ExportError, InputError, MissingDependencyError, ShapeError, UnknownLayerError
 from marsnn.hardware import export
 from marsnn.network import Network
-from marsnn.neurons import (
-    ALIF,
-    ATMN,
-    LIF,
-    PLIF,
-    CubaLIF,
-    IntegerLIF,
-    Izhikevich,
-    LeakyIntegrator,
-    TernaryLIF,
-    lent,
-)
+from marsnn.neurons import ALIF, ATMN, LIF, PLIF, CubaLIF, Izhikevich, LeakyIntegrator, TernaryLIF, lent
 from marsnn.neurons.base import UpdateCost
 from marsnn.neurons.foreign import library
 from marsnn.neurons.interop import Adopted, adopt, as_snntorch, as_spikingjelly
 from marsnn.training import TrainConfig, train
 from tests.helpers import same
+from tests.neurons.their_loops import N, currents, jelly, loss_of, own_loop, slopes, snn
 
-NEEDS = 'needs pip install "marsnn[snn]"'
-snn = pytest.importorskip("snntorch", reason=NEEDS)
-jelly = pytest.importorskip("spikingjelly.activation_based.neuron", reason=NEEDS)
+# isort: split
+from snntorch import functional as snn_losses
+from snntorch import surrogate as snn_surrogate
+from snntorch import utils as snn_utils
+from spikingjelly.activation_based import base as jelly_base
+from spikingjelly.activation_based import functional, layer, monitor, op_counter
+from spikingjelly.activation_based import surrogate as jelly_surrogate
 
-from snntorch import functional as snn_losses  # noqa: E402
-from snntorch import surrogate as snn_surrogate  # noqa: E402
-from snntorch import utils as snn_utils  # noqa: E402
-from spikingjelly.activation_based import base as jelly_base  # noqa: E402
-from spikingjelly.activation_based import functional, layer, monitor, op_counter  # noqa: E402
-from spikingjelly.activation_based import surrogate as jelly_surrogate  # noqa: E402
-
-N = 5
 V = torch.tensor([0.5, 0.7, 1.0, 1.3, 2.0])
-
-
-@pytest.fixture(autouse=True)
-def _no_leftovers():
-    """snntorch keeps every neuron of the process in a list, which `utils.reset` walks."""
-    before = list(snn.SpikingNeuron.instances)
-    yield
-    snn.SpikingNeuron.instances[:] = before
 
 
 class Fading(jelly.SimpleBaseNode):
@@ -125,51 +102,6 @@ BLIND = {"STBIFNode"}  # made for inference: it refuses currents that want a gra
 def make(name):
     torch.manual_seed(7)  # weights of the recurrent ones
     return (SNN.get(name) or JELLY.get(name))()
-
-
-def currents(*shape, dtype=torch.float32):
-    return (1.5 * torch.randn(*shape, N, dtype=torch.float64)).to(dtype)
-
-
-def own_loop(module, x):
-    """Spikes and final states as the other library's own users run it, step by step over x [T, B, N]."""
-    if library(module) == "spikingjelly":
-        functional.reset_net(module)
-        functional.set_step_mode(module, "s")
-        spikes = torch.stack([module(step) for step in x])
-        return spikes, dict(module.named_memories())
-    order = list(inspect.signature(type(module).forward).parameters)[2:]
-    spikes = []
-    if module.init_hidden:
-        snn_utils.reset(nn.Sequential(module))
-        for step in x:
-            out = module(step)
-            spikes.append(out[0] if module.output else out)
-        return torch.stack(spikes), {name: getattr(module, name) for name in order}
-    states = module.reset_mem()
-    if isinstance(module, snn.DeltaLeaky):
-        for step in x:
-            spike, states = module(step, states)
-            spikes.append(spike)
-        return torch.stack(spikes), dict(zip(("mem", "mem_prev"), states, strict=True))
-    states = states if isinstance(states, tuple) else (states,)
-    for step in x:
-        spike, *states = module(step, *states)
-        spikes.append(spike)
-        if order[0] == "spk":
-            states = [spike, *states][-len(order) :]
-    return torch.stack(spikes), dict(zip(order, states, strict=True))
-
-
-def loss_of(spikes, states):
-    weights = torch.linspace(-1, 2, spikes.numel(), dtype=spikes.dtype).reshape(spikes.shape)
-    return (weights * spikes).sum() + sum(state.square().sum() for state in states)
-
-
-def slopes(loss, x, module):
-    wanted = [x, *(p for p in module.parameters() if p.requires_grad)]
-    found = torch.autograd.grad(loss, wanted, allow_unused=True)
-    return [torch.zeros_like(w) if g is None else g for g, w in zip(found, wanted, strict=True)]
 
 
 def agree(found, wanted):
@@ -566,6 +498,7 @@ def test_a_network_adopts_with_the_steps_of_its_neurons():
         assert network["leaky1"].module is leaky
         assert network.steps == 3
         assert network(torch.randn(2, 3, 4)).shape == (2, 3, N)
+    assert Network([adopt(snn.Leaky(beta=0.9)), LIF(4)]).names == ("leaky1", "lif1")
     named = Network({"in": nn.Linear(4, N), "spiking": leaky, "ours": ATMN(N, steps=2)})
     assert named["spiking"].steps == 2
 
@@ -575,6 +508,8 @@ def test_a_network_in_which_nobody_says_t():
         InputError, match=r"lifnode1: no neuron here says T.*interop.adopt\(LIFNode\(...\), steps=T"
     ):
         Network([nn.Linear(4, N), jelly.LIFNode(), nn.Linear(N, 2)])
+    with pytest.raises(UnknownLayerError, match="int1: don't know how int acts on spikes"):
+        Network([3, LIF(4)])
     with pytest.raises(InputError, match="all neurons of a Network share T"):
         Network([LIF(steps=2), snn.Leaky(beta=0.9), LIF(steps=3)])
     with pytest.raises(InputError, match=r"psn1: spikingjelly.PSN can't be adopted: it keeps no state"):
@@ -696,7 +631,7 @@ def test_training_learns_weights_and_their_parameters():
 def test_files_and_chips_refuse_it_by_name(tmp_path):
     network = mixed()
     with pytest.raises(
-        InputError, match=r"synaptic1: Adopted is no neuron of marsnn's own and can't be saved"
+        InputError, match=r"synaptic1: Synaptic is no neuron of marsnn's own and can't be saved"
     ):
         save_network(network, tmp_path / "net.safetensors")
     assert not (tmp_path / "net.safetensors").exists()
@@ -920,214 +855,3 @@ def test_a_missing_library_is_one_line(monkeypatch):
     finally:
         lent._spikingjelly_form.cache_clear()
         lent._hidden_form.cache_clear()
-
-
-# ---- the same model, the same bits ----------------------------------------------------------------------
-
-
-def pair(ours, theirs, x):
-    """Spikes, state and slope of both, theirs by its own loop."""
-    x = x.detach().requires_grad_()
-    spikes, state = ours(x)
-    slope = slopes(loss_of(spikes, state), x, ours)
-    y = x.detach().requires_grad_()
-    expected, end = own_loop(theirs, y)
-    ends = [end[field] for field in (("mem", "syn") if "mem" in end else tuple(end))[: len(state)]]
-    return (spikes, list(state), slope[0]), (expected, ends, slopes(loss_of(expected, ends), y, theirs)[0])
-
-
-RESETS = pytest.mark.parametrize(("reset", "v_reset"), [("subtract", None), ("zero", 0.0)])
-ATAN = jelly_surrogate.ATan(2.0)
-
-
-@RESETS
-@pytest.mark.parametrize("tau", [2.0, 4.0, 8.0])
-@pytest.mark.parametrize("detach", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_lif_is_lifnode(tau, reset, v_reset, detach, dtype):
-    """v - v / tau rounds as (1 - 1 / tau) v does where tau is a power of two."""
-    ours = LIF(tau=tau, reset=reset, detach_reset=detach, threshold=0.75)
-    settings = {"v_reset": v_reset, "detach_reset": detach, "v_threshold": 0.75, "surrogate_function": ATAN}
-    theirs = jelly.LIFNode(tau, decay_input=False, **settings)
-    x = currents(33, 3, dtype=dtype)
-    x[5] = 0.75 - (ours(x[:5])[1].v * (1 - 1 / tau))  # ties, which both fire at
-    found, expected = pair(ours, theirs, x)
-    assert same(found, expected)
-    assert found[0].mean() > 0.1
-    mutants = [
-        jelly.LIFNode(tau, decay_input=True, **settings),
-        jelly.LIFNode(tau, decay_input=False, **{**settings, "v_reset": 0.0 if v_reset is None else None}),
-        jelly.LIFNode(tau, decay_input=False, **{**settings, "detach_reset": not detach}),
-        jelly.LIFNode(
-            tau, decay_input=False, **{**settings, "surrogate_function": jelly_surrogate.ATan(2.5)}
-        ),
-    ]
-    for mutant in mutants:
-        assert not same(found, pair(ours, mutant, x)[1])
-
-
-@RESETS
-@pytest.mark.parametrize("tau", [1.5, 3.0, 10.0])
-def test_lif_is_lifnode_within_rounding_for_other_tau(tau, reset, v_reset):
-    """Two roundings against one: the last bits differ, and with them, rarely, a spike near the threshold."""
-    ours = LIF(tau=torch.tensor(tau, dtype=torch.float64), reset=reset)
-    theirs = jelly.LIFNode(tau, decay_input=False, v_reset=v_reset, surrogate_function=ATAN)
-    found, expected = pair(ours, theirs, currents(33, 3, dtype=torch.float64))
-    assert same(found[0], expected[0])
-    assert not same(found[1], expected[1])
-    torch.testing.assert_close(found[1:], expected[1:], rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("reset", ["subtract", "zero"])
-@pytest.mark.parametrize("beta", [0.25, 0.9, 1.0])
-def test_lif_is_leaky_that_resets_at_once(beta, reset):
-    """Ties aside, and where no membrane stays above the threshold after a reset."""
-    ours = LIF(beta=beta, reset=reset)
-    theirs = snn.Leaky(beta=beta, reset_mechanism=reset, reset_delay=False)
-    x = torch.rand(33, 3, N)
-    found, expected = pair(ours, theirs, x)
-    assert same(found, expected)
-    assert found[0].mean() > 0.05
-    for mutant in (
-        snn.Leaky(beta=beta, reset_mechanism=reset),  # resets one step later
-        snn.Leaky(beta=beta, reset_mechanism="none", reset_delay=False),
-        snn.Leaky(beta=beta, reset_mechanism=reset, reset_delay=False, spike_grad=snn_surrogate.atan(2.5)),
-    ):
-        assert not same(found, pair(ours, mutant, x)[1])
-
-
-def test_where_leaky_resets_again():
-    """A current of two thresholds and more: a membrane that stays above is taken down twice by theirs."""
-    x = torch.tensor([2.5, 0.0, 0.0]).reshape(3, 1, 1)
-    theirs = snn.Leaky(beta=1.0, reset_delay=False)
-    assert own_loop(theirs, x)[0].flatten().tolist() != LIF(beta=1.0)(x)[0].flatten().tolist()
-
-
-def test_leaky_without_reset_is_leaky_integrator():
-    x = currents(33, 3)
-    _, membrane, _ = LeakyIntegrator(beta=0.9).trace(x)
-    assert same(membrane, adopt(snn.Leaky(beta=0.9, reset_mechanism="none")).trace(x)[1])
-
-
-@RESETS
-def test_plif_is_parametriclifnode(reset, v_reset):
-    """w is theirs; 1 - sigmoid(w) and sigmoid(-w) may differ by a last bit, so not bit for bit."""
-    ours = PLIF(tau=2.0, reset=reset)
-    theirs = jelly.ParametricLIFNode(2.0, decay_input=False, v_reset=v_reset, surrogate_function=ATAN)
-    assert ours.w.item() == theirs.w.item()
-    x = currents(33, 3)
-    found, expected = pair(ours, theirs, x)
-    assert same(found[:2], expected[:2])  # sigmoid(0) = 1/2: exact
-    torch.testing.assert_close(found[2], expected[2])
-    (ours_w,) = torch.autograd.grad(loss_of(*ours(x)), [ours.w])
-    spikes, end = own_loop(theirs, x)
-    (theirs_w,) = torch.autograd.grad(loss_of(spikes, list(end.values())), [theirs.w])
-    torch.testing.assert_close(ours_w, theirs_w, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("reset", ["subtract", "zero"])
-def test_cubalif_is_synaptic_that_resets_at_once(reset):
-    ours = CubaLIF(alpha=0.75, beta=0.8, reset=reset)
-    theirs = snn.Synaptic(alpha=0.75, beta=0.8, reset_mechanism=reset, reset_delay=False)
-    found, expected = pair(ours, theirs, 0.25 * torch.rand(33, 3, N))
-    assert same(found, expected)
-    assert found[0].mean() > 0.05
-    later = snn.Synaptic(alpha=0.75, beta=0.8, reset_mechanism=reset)
-    assert not same(found, pair(ours, later, 0.25 * torch.rand(33, 3, N))[1])
-
-
-@RESETS
-def test_cubalif_is_cubalifnode(reset, v_reset):
-    ours = CubaLIF(alpha=0.5, beta=0.75, threshold=0.5, reset=reset)
-    theirs = jelly.CUBALIFNode(0.5, 0.75, 0.5, v_reset, ATAN)
-    found, expected = pair(ours, theirs, currents(33, 3))
-    assert same(found, expected)
-    assert found[0].mean() > 0.1
-
-
-@RESETS
-def test_ternarylif_is_ternarylifnode(reset, v_reset):
-    ours = TernaryLIF(tau=4.0, reset=reset)
-    theirs = jelly.TernaryLIFNode(4.0, False, 1.0, v_reset, ATAN)
-    found, expected = pair(ours, theirs, currents(33, 3))
-    assert same(found[:2], expected[:2])
-    assert set(found[0].unique().tolist()) == {-1.0, 0.0, 1.0}
-
-
-def test_integerlif_is_ilifnode_away_from_ties():
-    """Theirs rounds half to even: 1/2 gives 0 and 3/2 gives 2, where ours fires at every half."""
-    ours = IntegerLIF(tau=4.0, max_level=4, fire_at=0.5)
-    theirs = jelly.ILIFNode(tau=4.0)
-    x = currents(33, 3)
-    found, expected = pair(ours, theirs, x)
-    assert same(found[:2], expected[:2])
-    assert set(found[0].unique().tolist()) == {0.0, 1.0, 2.0, 3.0, 4.0}
-    ties = torch.tensor([0.5, 1.5, 2.5, 3.5])[None, None]
-    assert ours(ties)[0].flatten().tolist() == [1, 2, 3, 4]
-    assert own_loop(theirs, ties)[0].flatten().tolist() == [0, 2, 2, 4]
-
-
-# ---- surrogates -----------------------------------------------------------------------------------------
-
-
-def example_of(name, factory):
-    if name == "custom_surrogate":
-        return factory(lambda x, grad, spikes: grad / (1 + x.abs()))
-    return factory(4) if name == "MultiLevelSpikeCount" else factory()
-
-
-SURROGATES = {
-    **{f"snntorch {name}": f for name, f in inspect.getmembers(snn_surrogate, inspect.isfunction)},
-    **{
-        f"spikingjelly {name}": cls
-        for name, cls in inspect.getmembers(jelly_surrogate, inspect.isclass)
-        if issubclass(cls, jelly_surrogate.SurrogateFunctionBase)
-        and cls is not jelly_surrogate.SurrogateFunctionBase
-    },
-}
-BROKEN = {
-    "snntorch LSO": (TypeError, "missing 1 required positional argument"),  # calls the wrong operator
-    "spikingjelly PoissonPass": (RuntimeError, "p_in >= 0"),  # takes a probability, not a membrane
-}
-
-
-def test_both_libraries_surrogates_are_found():
-    assert len(SURROGATES) >= 30
-    assert set(SURROGATES) > set(BROKEN)
-
-
-@pytest.mark.parametrize("name", sorted(set(SURROGATES) - set(BROKEN)))
-def test_their_surrogate_in_our_neuron(name):
-    theirs = example_of(name.split()[1], SURROGATES[name])
-    current = torch.linspace(-1, 3, 41).requires_grad_()  # membranes around the threshold 1, the tie included
-
-    def slope(function, x):
-        torch.manual_seed(5)  # some are drawn
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(function(x).sum(), x)[0]
-
-    for neuron in (LIF(beta=0.0, surrogate=theirs), ALIF(beta=0.0, surrogate=theirs)):
-        assert neuron(current[None])[0][0].tolist() == (current >= 1).float().tolist()
-        found = slope(lambda x, neuron=neuron: neuron(x[None])[0], current)
-        assert same(found, slope(theirs, current.detach() - 1))
-    if name not in ("snntorch heaviside", "spikingjelly MultiLevelSpikeCount"):
-        assert found.count_nonzero() > 0
-    atmn, near = ATMN(None, surrogate=theirs), current[:21]  # snntorch's sigmoid overflows far below 0
-    assert set(atmn(near[None])[0].unique().tolist()) == {-1.0, 0.0, 1.0}
-    assert slope(lambda x: atmn(x[None])[0], near).isfinite().all()
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_surrogates_that_fail_by_themselves(name):
-    """Excluded above because they fail in their own library, whatever neuron calls them."""
-    error, message = BROKEN[name]
-    with pytest.raises(error, match=message):
-        SURROGATES[name]()(torch.linspace(-1, 1, 5))
-
-
-def test_the_shared_atan_is_ours_bit_for_bit():
-    x = torch.linspace(-3, 3, 1001)
-    slope = surrogate.atan(2.0).derivative(x)
-    for theirs in (snn_surrogate.atan(2.0), ATAN):
-        probe = x.clone().requires_grad_()
-        assert same(torch.autograd.grad(theirs(probe).sum(), probe)[0], slope)

@@ -371,12 +371,11 @@ def run_neuron(
     neuron: Neuron, source: Signal, state: Any = None, membrane: bool = False
 ) -> tuple[Tensor, Tensor | None, Any]:
     """Spikes [T, L, B, *] of one neuron, its membrane if asked for, and the state that crosses tokens."""
-    if neuron.integrates == "token":
-        currents = neuron.present(source.decoded())
-    else:
-        currents = source.per_step()
-    T, L = currents.shape[:2]
     crosses = neuron.carry == "sequence"
+    if not crosses and (neuron.integrates == "token" or is_static(source)):
+        return *neuron.respond(source.decoded(), membrane), None
+    currents = source.per_step()
+    T, L = currents.shape[:2]
     if crosses:  # one long train: step t of token l is step l T + t
         currents = currents.transpose(0, 1).flatten(0, 1)
     run = neuron.trace if membrane else neuron.forward

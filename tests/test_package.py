@@ -26,8 +26,9 @@ ORDER = [
     {"neurons"},
     {"network"},
     {"record", "progress", "files", "simulator", "training", "data", "checkpoint"},
+    {"intervals", "journal", "tasks", "tidy", "workers"},
     {"energy", "hardware"},
-    {"ablation", "plots"},
+    {"ablation", "plots", "trial"},
     {"bench"},
     {"cli", "__main__"},
 ]
@@ -148,6 +149,7 @@ def test_the_scan_sees_the_package():
     assert imported(PACKAGE / "neurons" / "lif.py") == {
         "marsnn.surrogate",
         "marsnn.neurons.base",
+        "marsnn.neurons.fused",
         "marsnn.neurons.rate",
     }
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import ctypes
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -98,13 +98,16 @@ def refusal(neuron: Any, currents: Tensor) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-def _have_compiler() -> bool:
+def _found_compiler() -> bool:
     if compiler.compiler() is None:
         _say_once(
             "no C++ compiler found: neurons run step by step, slower and equal; install g++ to fuse them"
         )
         return False
     return True
+
+
+_have_compiler: Callable[[], bool] = torch.compiler.assume_constant_result(_found_compiler)
 
 
 _SAID: set[str] = set()

@@ -8,17 +8,18 @@ struct Neuron {
     static INLINE S step(S current, S* state, const S* p, const double*) {
         S h = p[BETA] * state[0] + current;
         S level = p[THRESHOLD] + p[ADAPTATION] * state[1];
-        S s = one_where(h >= level);
+        Mask fires = h >= level;
+        S s = one_where(fires);
 #if defined(RESET_ZERO)
-        state[0] = h * ((C)1 - s);
+        state[0] = select(fires, h * constant(0), h);
 #else
-        state[0] = h - s * p[THRESHOLD];
+        state[0] = select(fires, h - p[THRESHOLD], h);
 #endif
         state[1] = p[RHO] * state[1] + s;
         return s;
     }
 
-    static INLINE S back(S current, const S* before, const S* p, const double* k, S gs, S* g, C* gp) {
+    static INLINE S back(S current, const S* before, const S* p, const double* k, S gs, S* g, Wide* gp) {
         S v = before[0], a = before[1];
         S h = p[BETA] * v + current;
         S level = p[THRESHOLD] + p[ADAPTATION] * a;

@@ -8,8 +8,10 @@ struct Neuron {
     // Dividing by a power of two is multiplying by its reciprocal, to the last bit.
     static INLINE S amplified(S u, const S* p, const double* k) {
 #if defined(TAU_IS_POWER_OF_TWO)
+        (void)p;
         return u * (C)k[2];
 #else
+        (void)k;
         return u / p[TAU];
 #endif
     }
@@ -22,7 +24,7 @@ struct Neuron {
         return s;
     }
 
-    static INLINE S back(S current, const S* before, const S* p, const double* k, S gs, S* g, C* gp) {
+    static INLINE S back(S current, const S* before, const S* p, const double* k, S gs, S* g, Wide* gp) {
         S u = amplified(before[0], p, k), h = current + u, theta = (C)k[1] * p[V];
         S s = one_where(h >= theta) - one_where(-h >= theta);
         S over = (h - theta) / p[V], under = (-h - theta) / p[V];

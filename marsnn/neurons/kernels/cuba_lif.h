@@ -8,17 +8,17 @@ struct Neuron {
     static INLINE S step(S current, S* state, const S* p, const double*) {
         S i = p[ALPHA] * state[1] + current;
         S h = p[BETA] * state[0] + i;
-        S s = one_where(h >= p[THRESHOLD]);
+        Mask fires = h >= p[THRESHOLD];
 #if defined(RESET_ZERO)
-        state[0] = h * ((C)1 - s);
+        state[0] = select(fires, h * constant(0), h);
 #else
-        state[0] = h - s * p[THRESHOLD];
+        state[0] = select(fires, h - p[THRESHOLD], h);
 #endif
         state[1] = i;
-        return s;
+        return one_where(fires);
     }
 
-    static INLINE S back(S current, const S* before, const S* p, const double* k, S gs, S* g, C* gp) {
+    static INLINE S back(S current, const S* before, const S* p, const double* k, S gs, S* g, Wide* gp) {
         S i = p[ALPHA] * before[1] + current;
         S h = p[BETA] * before[0] + i;
         S s = one_where(h >= p[THRESHOLD]);

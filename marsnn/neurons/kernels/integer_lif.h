@@ -8,19 +8,19 @@ struct Neuron {
 
     static INLINE S level(int m, const S* p, const double* k) { return (C)(m + k[1]) * p[THRESHOLD]; }
 
-    static INLINE C reached(S h, const S* p, const double* k) {
-        C total = 0;
-        for (int m = 0; m < MAX_LEVEL; m++) total += h >= level(m, p, k) ? (C)1 : (C)0;
+    static INLINE Wide reached(S h, const S* p, const double* k) {
+        Wide total = wide(0);
+        for (int m = 0; m < MAX_LEVEL; m++) total += select(h >= level(m, p, k), wide(1), wide(0));
         return total;
     }
 
     static INLINE void spike(S h, const S* p, const double* k, S* s, S* fired) {
-        C above = reached(h, p, k), below = 0;
+        Wide above = reached(h, p, k), below = wide(0);
 #if defined(SIGNED)
         below = reached(-h, p, k);
 #endif
-        *s = constant(above - below);
-        *fired = one_where(above + below > 0);
+        *s = rounded_to(above - below);
+        *fired = one_where(above + below > wide(0));
     }
 
     static INLINE S step(S current, S* state, const S* p, const double* k) {
@@ -35,7 +35,7 @@ struct Neuron {
     }
 
     // The gradient of h through the levels that h may reach; gfired goes to the first of them alone.
-    static INLINE S through_levels(S h, S gh, S gs, S gfired, const S* p, const double* k, C* gp) {
+    static INLINE S through_levels(S h, S gh, S gs, S gfired, const S* p, const double* k, Wide* gp) {
         for (int m = MAX_LEVEL - 1; m >= 0; m--) {
             S x = (h - level(m, p, k)) / p[THRESHOLD];
             S gx = (m ? gs : gs + gfired) * derivative(x, k[0]);
@@ -46,7 +46,7 @@ struct Neuron {
         return gh;
     }
 
-    static INLINE S back(S current, const S* before, const S* p, const double* k, S gs, S* g, C* gp) {
+    static INLINE S back(S current, const S* before, const S* p, const double* k, S gs, S* g, Wide* gp) {
         S v = before[0], h = p[BETA] * v + current, s, fired, gfired = constant(0);
         spike(h, p, k, &s, &fired);
 #if defined(RESET_ZERO)

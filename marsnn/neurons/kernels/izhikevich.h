@@ -19,7 +19,7 @@ struct Neuron {
         return s;
     }
 
-    static INLINE S back(S current, const S* before, const S*, const double* k, S gs, S* g, C*) {
+    static INLINE S back(S current, const S* before, const S*, const double* k, S gs, S* g, Wide*) {
         S v = before[0], u = before[1], h = membrane(v, u, current, k);
         S x = (h - (C)k[6]) / (C)k[7];
         S s = one_where(x >= constant(0));

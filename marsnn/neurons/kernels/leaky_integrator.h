@@ -10,7 +10,7 @@ struct Neuron {
         return state[0];
     }
 
-    static INLINE S back(S, const S* before, const S* p, const double*, S gs, S* g, C* gp) {
+    static INLINE S back(S, const S* before, const S* p, const double*, S gs, S* g, Wide* gp) {
         S gv = gs + g[0];
         gp[BETA] += value(gv * before[0]);
         g[0] = gv * p[BETA];

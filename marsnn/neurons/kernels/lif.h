@@ -7,17 +7,17 @@ struct Neuron {
 
     static INLINE S step(S current, S* state, const S* p, const double*) {
         S h = p[BETA] * state[0] + current;
-        S s = one_where(h >= p[THRESHOLD]);
+        Mask fires = h >= p[THRESHOLD];
 #if defined(RESET_ZERO)
-        state[0] = h * ((C)1 - s);
+        state[0] = select(fires, h * constant(0), h);
 #else
-        state[0] = h - s * p[THRESHOLD];
+        state[0] = select(fires, h - p[THRESHOLD], h);
 #endif
-        return s;
+        return one_where(fires);
     }
 
     // In: gradients of the spike and of the state after. Out: of the state before (in g) and of the current.
-    static INLINE S back(S current, const S* before, const S* p, const double* k, S gs, S* g, C* gp) {
+    static INLINE S back(S current, const S* before, const S* p, const double* k, S gs, S* g, Wide* gp) {
         S v = before[0], theta = p[THRESHOLD];
         S h = p[BETA] * v + current;
         S s = one_where(h >= theta);

@@ -1,19 +1,22 @@
 // T steps of a population in one pass over memory, forward and back.
 //
-// A column is one neuron of one sample: the tensors are [T, M], M columns each. Columns are taken in blocks
-// that fit the cache; each block runs through all T steps. The backward keeps no intermediate of the forward:
-// it runs the block forward once more, its states in a [T, STATES, block] scratch, and then back.
+// A column is one neuron of one sample: the tensors are [T, M], M columns each. A group of columns stays in
+// registers while it runs through all T steps, so that each current is read once and each spike written once.
+// The backward keeps no intermediate of the forward: it runs the group forward once more, its states in a
+// scratch of T steps, and then back.
 #pragma once
-#include <cstdlib>
-#include <new>
+#include <memory>
+#include <vector>
 
 #include "scalar.h"
 
 namespace {
 
-const long SCRATCH = 256 * 1024;  // bytes of states that a block may keep, to stay in the cache
-const long LARGEST = 512, SMALLEST = 64;
+const int VECTORS = 8;  // side by side, to hide the latency of one behind the others
+const long GROUP = VECTORS * LANES;
+const long TOO_LARGE_TO_CACHE = 4 << 20;  // bytes of a result that nothing will find in a cache again
 const int SLOTS = (int)Neuron::PARAMS + (Neuron::PARAMS == 0);  // an array has at least one element
+const int FIELDS = (int)Neuron::STATES;
 
 struct Problem {
     long T, M;             // steps, columns
@@ -22,168 +25,267 @@ struct Problem {
     long live;             // steps that receive a current: T, or 1 where it enters at t = 0 only
     bool held;             // whether one value is held at every step, whose gradient is the sum over them
     const long* sizes;     // of each parameter: 1 or features
-    const double* numbers; // of the neuron, the surrogate's first
+    const double* numbers; // the surrogate's setting, then the neuron's
+
+    bool streams(const void* result) const {
+        return T * M * (long)sizeof(Stored) >= TOO_LARGE_TO_CACHE && M % LANES == 0 && (uintptr_t)result % 64 == 0;
+    }
 };
 
-// The parameter of each column of a block.
-inline void spread(const Stored* from, long size, const Problem& q, long start, long n, S* to) {
+struct Tensors {
+    const Stored* currents;
+    const Stored* const* state;
+    const Stored* const* params;
+};
+
+struct Results {
+    Stored *spikes, *membrane;  // membrane may be null
+    Stored* const* after;
+    bool stream;
+};
+
+struct Gradients {
+    const Stored *spikes, *membrane;  // of the results; null for zero
+    long stride;                      // elements between steps of `spikes`
+    const Stored* const* after;       // each may be null
+    Stored* currents;                 // of the inputs
+    Stored* const* state;
+    C* const* params;
+    bool stream;
+};
+
+INLINE S load(const Stored* from, int g) { return widened(load_row(from + g * LANES)); }
+
+INLINE void store(Stored* to, int g, S x, bool stream = false) {
+    if (stream)
+        stream_row(to + g * LANES, narrowed(x));
+    else
+        store_row(to + g * LANES, narrowed(x));
+}
+
+INLINE void fetch_next(const Stored* row) {  // the next group's, while this one is computed
+    for (long j = 0; j < GROUP; j += 64 / (long)sizeof(Stored)) __builtin_prefetch(row + GROUP + j);
+}
+
+// A parameter of the columns from c on: one for all, or one for each feature.
+inline void spread(const Stored* from, long size, const Problem& q, long c, S* to) {
+    Stored row[GROUP];
     if (size == 1) {
-        S same = load(from);
-        for (long j = 0; j < n; j++) to[j] = same;
+        for (int i = 0; i < LANES; i++) row[i] = from[0];
+        for (int g = 0; g < VECTORS; g++) to[g] = load(row, 0);
         return;
     }
-    long feature = (start / q.inner) % q.features, left = q.inner - start % q.inner;
-    for (long j = 0; j < n;) {
-        if (q.inner == 1) {
-            long run = q.features - feature < n - j ? q.features - feature : n - j;
-            for (long i = 0; i < run; i++) to[j + i] = load(from + feature + i);
-            j += run, feature = 0;
-        } else {
-            long run = left < n - j ? left : n - j;
-            S same = load(from + feature);
-            for (long i = 0; i < run; i++) to[j + i] = same;
-            j += run, left = q.inner, feature = feature + 1 == q.features ? 0 : feature + 1;
-        }
+    long feature = (c / q.inner) % q.features, place = c % q.inner;
+    for (long j = 0; j < GROUP; j++) {
+        row[j] = from[feature];
+        if (++place == q.inner) place = 0, feature = feature + 1 == q.features ? 0 : feature + 1;
     }
+    for (int g = 0; g < VECTORS; g++) to[g] = load(row, g);
 }
 
-struct Block {
-    S params[SLOTS][LARGEST];
-    S state[Neuron::STATES][LARGEST];
-    S grad[Neuron::STATES][LARGEST];
-    C param_grads[SLOTS][LARGEST];
-    C held[LARGEST];
-    Stored silence[LARGEST];
+struct Group {
+    S params[SLOTS][VECTORS];
+    S state[FIELDS][VECTORS];
+
+    // `c` says whose settings these columns have, `at` where they lie in the tensors.
+    INLINE Group(const Problem& q, const Tensors& x, long c, long at) {
+        for (int k = 0; k < Neuron::PARAMS; k++) spread(x.params[k], q.sizes[k], q, c, params[k]);
+        for (int k = 0; k < FIELDS; k++)
+            for (int g = 0; g < VECTORS; g++) state[k][g] = load(x.state[k] + at, g);
+    }
+
+    INLINE S step(int g, S current, const double* numbers) {
+        S own[FIELDS], p[SLOTS];
+        for (int k = 0; k < FIELDS; k++) own[k] = state[k][g];
+        for (int k = 0; k < Neuron::PARAMS; k++) p[k] = params[k][g];
+        S s = Neuron::step(current, own, p, numbers);
+        for (int k = 0; k < FIELDS; k++) state[k][g] = own[k];
+        return s;
+    }
 };
 
-inline void begin(Block& b, const Problem& q, const Stored* const* params, const Stored* const* state, long c, long n) {
-    for (int k = 0; k < Neuron::PARAMS; k++) spread(params[k], q.sizes[k], q, c, n, b.params[k]);
-    for (int k = 0; k < Neuron::STATES; k++)
-        for (long j = 0; j < n; j++) b.state[k][j] = load(state[k] + c + j);
+// Returns whether all columns are finite in the end: NaN and infinity never leave a state again.
+bool group_forward(const Problem& q, const Tensors& x, const Results& y, long c, long at) {
+    Group group(q, x, c, at);
+    for (long t = 0; t < q.T; t++) {
+        const bool driven = t < q.live;
+        const Stored* current = x.currents + (driven ? t : 0) * q.stride + at;
+        if (driven) fetch_next(current);
+#pragma GCC unroll 8
+        for (int g = 0; g < VECTORS; g++) {
+            S s = group.step(g, driven ? load(current, g) : constant(0), q.numbers);
+            store(y.spikes + t * q.M + at, g, s, y.stream);
+        }
+        if (y.membrane)
+            for (int g = 0; g < VECTORS; g++) store(y.membrane + t * q.M + at, g, group.state[0][g], y.stream);
+    }
+    Wide zero = wide(0);
+    for (int k = 0; k < FIELDS; k++)
+        for (int g = 0; g < VECTORS; g++) {
+            Wide v = value(group.state[k][g]);
+            zero += v - v;
+            store(y.after[k] + at, g, group.state[k][g]);
+        }
+    if (y.stream) settle();
+    bool finite = true;
+    for (int i = 0; i < LANES; i++) finite &= zero[i] == 0;
+    return finite;
 }
 
-inline unsigned steps_of_block(Block& __restrict b, const Problem& q, const Stored* __restrict current,
-                               Stored* __restrict spikes, Stored* __restrict membrane, long n) {
-    unsigned bad = 0;
-    for (long j = 0; j < n; j++) {
-        S state[Neuron::STATES], p[SLOTS];
-        for (int k = 0; k < Neuron::STATES; k++) state[k] = b.state[k][j];
-        for (int k = 0; k < Neuron::PARAMS; k++) p[k] = b.params[k][j];
-        S in = load(current + j);
-        bad |= is_finite(in) ? 0u : 1u;
-        store(spikes + j, Neuron::step(in, state, p, q.numbers));
-        for (int k = 0; k < Neuron::STATES; k++) b.state[k][j] = state[k];
+// `kept` holds T steps of a group; `n` of its columns are there.
+void group_backward(const Problem& q, const Tensors& x, const Gradients& d, long c, long at, long n, S* kept) {
+    const long depth = (FIELDS + 1) * VECTORS;  // of each step: the states before it, and its current
+    Group group(q, x, c, at);
+    for (long t = 0; t < q.T; t++) {
+        const bool driven = t < q.live;
+        const Stored* current = x.currents + (driven ? t : 0) * q.stride + at;
+        if (driven) fetch_next(current);
+        if (d.spikes) fetch_next(d.spikes + t * d.stride + at);
+#pragma GCC unroll 8
+        for (int g = 0; g < VECTORS; g++) {
+            S in = driven ? load(current, g) : constant(0);
+            for (int k = 0; k < FIELDS; k++) kept[t * depth + k * VECTORS + g] = group.state[k][g];
+            kept[t * depth + FIELDS * VECTORS + g] = in;
+            group.step(g, in, q.numbers);
+        }
     }
-    if (membrane)
-        for (long j = 0; j < n; j++) store(membrane + j, b.state[0][j]);
-    return bad;
+    S grad[FIELDS][VECTORS];
+    Wide held[VECTORS];
+    for (int g = 0; g < VECTORS; g++) {
+        held[g] = wide(0);
+        for (int k = 0; k < FIELDS; k++) grad[k][g] = d.after[k] ? load(d.after[k] + at, g) : constant(0);
+    }
+#if defined(PARAM_GRADS)
+    Wide grad_params[SLOTS][VECTORS] = {};
+#endif
+    for (long t = q.T - 1; t >= 0; t--) {
+        const bool each = t < q.live && !q.held;
+#pragma GCC unroll 8
+        for (int g = 0; g < VECTORS; g++) {
+            S before[FIELDS], own[FIELDS], p[SLOTS];
+            Wide gp[SLOTS] = {};
+            for (int k = 0; k < FIELDS; k++) before[k] = kept[t * depth + k * VECTORS + g], own[k] = grad[k][g];
+            for (int k = 0; k < Neuron::PARAMS; k++) p[k] = group.params[k][g];
+            if (d.membrane) own[0] = own[0] + load(d.membrane + t * q.M + at, g);
+            S spike = d.spikes ? load(d.spikes + t * d.stride + at, g) : constant(0);
+            S in = Neuron::back(kept[t * depth + FIELDS * VECTORS + g], before, p, q.numbers, spike, own, gp);
+            for (int k = 0; k < FIELDS; k++) grad[k][g] = own[k];
+#if defined(PARAM_GRADS)
+            for (int k = 0; k < Neuron::PARAMS; k++) grad_params[k][g] += gp[k];
+#endif
+            if (q.held) held[g] += value(in);
+            if (each) store(d.currents + t * q.M + at, g, in, d.stream);
+        }
+    }
+    for (int g = 0; g < VECTORS; g++) {
+        if (q.held) store(d.currents + at, g, rounded_to(held[g]));
+        for (int k = 0; k < FIELDS; k++) store(d.state[k] + at, g, grad[k][g]);
+    }
+    if (d.stream) settle();
+#if defined(PARAM_GRADS)
+    for (int k = 0; k < Neuron::PARAMS; k++)
+        for (long j = 0; j < n; j++) d.params[k][c + j] = grad_params[k][j / LANES][j % LANES];
+#else
+    (void)n;
+#endif
+}
+
+// The last columns, fewer than a group, as rows of a whole group beside zeros.
+struct Padded {
+    long c, n;
+    std::vector<std::unique_ptr<Stored[]>> owned;
+
+    Stored* room(long rows) {
+        owned.emplace_back(new Stored[rows * GROUP]());
+        return owned.back().get();
+    }
+    Stored* in(const Stored* from, long rows, long stride) {
+        if (!from) return 0;
+        Stored* to = room(rows);
+        for (long t = 0; t < rows; t++) memcpy(to + t * GROUP, from + t * stride + c, n * sizeof(Stored));
+        return to;
+    }
+    void out(const Stored* from, Stored* to, long rows, long stride) const {
+        for (long t = 0; t < rows; t++) memcpy(to + t * stride + c, from + t * GROUP, n * sizeof(Stored));
+    }
+};
+
+struct PaddedTensors {
+    const Stored* state[FIELDS];
+    Problem problem;
+    Tensors tensors;
+
+    PaddedTensors(const Problem& q, const Tensors& x, Padded& pad) : problem(q) {
+        const long rows = q.live == 1 || q.stride == 0 ? 1 : q.T;
+        problem.M = GROUP;
+        problem.stride = rows == 1 ? 0 : GROUP;
+        for (int k = 0; k < FIELDS; k++) state[k] = pad.in(x.state[k], 1, 0);
+        tensors = {pad.in(x.currents, rows, q.stride), state, x.params};
+    }
+};
+
+bool forward_rest(const Problem& q, const Tensors& x, const Results& y, long c) {
+    Padded pad{c, q.M - c, {}};
+    PaddedTensors in(q, x, pad);
+    Stored* after[FIELDS];
+    for (int k = 0; k < FIELDS; k++) after[k] = pad.room(1);
+    const Results out = {pad.room(q.T), y.membrane ? pad.room(q.T) : 0, after, false};
+    const bool finite = group_forward(in.problem, in.tensors, out, c, 0);
+    pad.out(out.spikes, y.spikes, q.T, q.M);
+    if (y.membrane) pad.out(out.membrane, y.membrane, q.T, q.M);
+    for (int k = 0; k < FIELDS; k++) pad.out(after[k], y.after[k], 1, 0);
+    return finite;
+}
+
+void backward_rest(const Problem& q, const Tensors& x, const Gradients& d, long c, S* kept) {
+    Padded pad{c, q.M - c, {}};
+    PaddedTensors in(q, x, pad);
+    const Stored* after[FIELDS];
+    Stored* state[FIELDS];
+    for (int k = 0; k < FIELDS; k++) after[k] = pad.in(d.after[k], 1, 0), state[k] = pad.room(1);
+    const long rows = q.held ? 1 : q.live, spike_rows = d.stride ? q.T : 1;
+    Gradients out = {pad.in(d.spikes, spike_rows, d.stride), pad.in(d.membrane, q.T, q.M), d.stride ? GROUP : 0, after,
+                     pad.room(rows), state, d.params, false};
+    group_backward(in.problem, in.tensors, out, c, 0, pad.n, kept);
+    pad.out(out.currents, d.currents, rows, q.M);
+    for (int k = 0; k < FIELDS; k++) pad.out(state[k], d.state[k], 1, 0);
 }
 
 }  // namespace
 
 extern "C" int forward(long T, long M, long inner, long features, long stride, long live, int held,
-                       const long* sizes, const double* numbers, int threads, const Stored* currents, const Stored* const* state,
-                       const Stored* const* params, Stored* spikes, Stored* membrane, Stored* const* after) {
+                       const long* sizes, const double* numbers, int threads, const Stored* currents,
+                       const Stored* const* state, const Stored* const* params, Stored* spikes, Stored* membrane,
+                       Stored* const* after) {
     const Problem q = {T, M, inner, features, stride, live, held != 0, sizes, numbers};
-    unsigned bad = 0;
-#pragma omp parallel num_threads(threads) reduction(| : bad)
-    {
-        Block* b = new Block();
-#pragma omp for schedule(static)
-        for (long c = 0; c < M; c += LARGEST) {
-            const long n = M - c < LARGEST ? M - c : LARGEST;
-            begin(*b, q, params, state, c, n);
-            for (long t = 0; t < T; t++) {
-                const Stored* current = t < live ? currents + t * stride + c : b->silence;
-                bad |= steps_of_block(*b, q, current, spikes + t * M + c, membrane ? membrane + t * M + c : 0, n);
-            }
-            for (int k = 0; k < Neuron::STATES; k++)
-                for (long j = 0; j < n; j++) store(after[k] + c + j, b->state[k][j]);
-        }
-        delete b;
-    }
-    return bad ? 1 : 0;
+    const Tensors x = {currents, state, params};
+    const Results y = {spikes, membrane, after, q.streams(spikes) && (!membrane || q.streams(membrane))};
+    int finite = 1;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(& : finite)
+    for (long c = 0; c < M; c += GROUP)
+        finite &= M - c >= GROUP ? group_forward(q, x, y, c, c) : forward_rest(q, x, y, c);
+    return !finite;
 }
-
-namespace {
-
-inline void remember(Block& __restrict b, const Problem& q, const Stored* __restrict current, S* __restrict kept,
-                     long width, long n) {
-    for (long j = 0; j < n; j++) {
-        S state[Neuron::STATES], p[SLOTS];
-        for (int k = 0; k < Neuron::STATES; k++) kept[k * width + j] = state[k] = b.state[k][j];
-        for (int k = 0; k < Neuron::PARAMS; k++) p[k] = b.params[k][j];
-        Neuron::step(load(current + j), state, p, q.numbers);
-        for (int k = 0; k < Neuron::STATES; k++) b.state[k][j] = state[k];
-    }
-}
-
-inline void back_of_block(Block& __restrict b, const Problem& q, const Stored* __restrict current,
-                          const S* __restrict kept, long width, const Stored* __restrict grad_spikes,
-                          Stored* __restrict grad_currents, long n) {
-    for (long j = 0; j < n; j++) {
-        S before[Neuron::STATES], g[Neuron::STATES], p[SLOTS];
-        C gp[SLOTS];
-        for (int k = 0; k < Neuron::STATES; k++) before[k] = kept[k * width + j], g[k] = b.grad[k][j];
-        for (int k = 0; k < Neuron::PARAMS; k++) p[k] = b.params[k][j], gp[k] = 0;
-        S gi = Neuron::back(load(current + j), before, p, q.numbers, load(grad_spikes + j), g, gp);
-        for (int k = 0; k < Neuron::STATES; k++) b.grad[k][j] = g[k];
-#if defined(PARAM_GRADS)
-        for (int k = 0; k < Neuron::PARAMS; k++) b.param_grads[k][j] += gp[k];
-#endif
-        if (q.held)
-            b.held[j] += value(gi);
-        else
-            store(grad_currents + j, gi);
-    }
-}
-
-}  // namespace
 
 extern "C" void backward(long T, long M, long inner, long features, long stride, long live, int held,
-                         const long* sizes, const double* numbers, int threads, const Stored* currents, const Stored* const* state,
-                         const Stored* const* params, const Stored* grad_spikes, long grad_stride,
-                         const Stored* grad_membrane, const Stored* const* grad_after, Stored* grad_currents,
-                         Stored* const* grad_state, [[maybe_unused]] C* const* grad_params) {
+                         const long* sizes, const double* numbers, int threads, const Stored* currents,
+                         const Stored* const* state, const Stored* const* params, const Stored* grad_spikes,
+                         long grad_stride, const Stored* grad_membrane, const Stored* const* grad_after,
+                         Stored* grad_currents, Stored* const* grad_state, C* const* grad_params) {
     const Problem q = {T, M, inner, features, stride, live, held != 0, sizes, numbers};
-    long width = SCRATCH / (long)(T * Neuron::STATES * sizeof(S));
-    width = width > LARGEST ? LARGEST : width < SMALLEST ? SMALLEST : width / SMALLEST * SMALLEST;
+    const Tensors x = {currents, state, params};
+    const bool stream = live == T && !held && q.streams(grad_currents);
+    const Gradients d = {grad_spikes,   grad_membrane, grad_stride, grad_after,
+                         grad_currents, grad_state,    grad_params, stream};
 #pragma omp parallel num_threads(threads)
     {
-        Block* b = new Block();
-        S* kept = new S[T * Neuron::STATES * width];
-        Stored* unused = new Stored[width];
+        std::unique_ptr<S[]> kept(new S[T * (FIELDS + 1) * VECTORS]);
 #pragma omp for schedule(static)
-        for (long c = 0; c < M; c += width) {
-            const long n = M - c < width ? M - c : width;
-            begin(*b, q, params, state, c, n);
-            for (long t = 0; t < T; t++)
-                remember(*b, q, t < live ? currents + t * stride + c : b->silence, kept + t * Neuron::STATES * width,
-                         width, n);
-            for (int k = 0; k < Neuron::STATES; k++)
-                for (long j = 0; j < n; j++) b->grad[k][j] = grad_after[k] ? load(grad_after[k] + c + j) : constant(0);
-            for (int k = 0; k < Neuron::PARAMS; k++)
-                for (long j = 0; j < n; j++) b->param_grads[k][j] = 0;
-            for (long j = 0; j < n; j++) b->held[j] = 0;
-            for (long t = T - 1; t >= 0; t--) {
-                if (grad_membrane)
-                    for (long j = 0; j < n; j++) b->grad[0][j] = b->grad[0][j] + load(grad_membrane + t * M + c + j);
-                back_of_block(*b, q, t < live ? currents + t * stride + c : b->silence,
-                              kept + t * Neuron::STATES * width, width,
-                              grad_spikes ? grad_spikes + t * grad_stride + c : b->silence,
-                              t < live && !held ? grad_currents + t * M + c : unused, n);
-            }
-            if (held)
-                for (long j = 0; j < n; j++) store(grad_currents + c + j, sum_of(b->held[j]));
-            for (int k = 0; k < Neuron::STATES; k++)
-                for (long j = 0; j < n; j++) store(grad_state[k] + c + j, b->grad[k][j]);
-#if defined(PARAM_GRADS)
-            for (int k = 0; k < Neuron::PARAMS; k++)
-                for (long j = 0; j < n; j++) grad_params[k][c + j] = b->param_grads[k][j];
-#endif
+        for (long c = 0; c < M; c += GROUP) {
+            if (M - c >= GROUP)
+                group_backward(q, x, d, c, c, GROUP, kept.get());
+            else
+                backward_rest(q, x, d, c, kept.get());
         }
-        delete[] unused;
-        delete[] kept;
-        delete b;
     }
 }

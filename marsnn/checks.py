@@ -44,9 +44,10 @@ def count(name: str, value: object) -> int:
 def finite(where: str, tensor: Tensor) -> None:
     """Refuse NaN and infinity, saying how many and where the first one is.
 
-    Inside `torch.compile` and `torch.func` transforms values can't be read, so nothing is checked.
+    Inside `torch.compile` and `torch.func` transforms, and on the meta device, there are no values to read,
+    so nothing is checked.
     """
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or tensor.is_meta:
         return
     if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
         return

@@ -14,6 +14,7 @@ except PackageNotFoundError:  # run from a folder that was never installed
 
 if TYPE_CHECKING:
     from marsnn import energy, hardware, neurons, plots, surrogate
+    from marsnn.ablation import ablate
     from marsnn.energy.report import EnergyReport
     from marsnn.errors import MarsnnError
     from marsnn.hardware import export, verify
@@ -33,6 +34,7 @@ _HOMES = {
     "Neuron": "marsnn.neurons",
     "Recording": "marsnn.record",
     "TrainConfig": "marsnn.training",
+    "ablate": "marsnn.ablation",
     "export": "marsnn.hardware",
     "simulate": "marsnn.simulator",
     "train": "marsnn.training",
@@ -50,6 +52,7 @@ __all__ = [
     "Neuron",
     "Recording",
     "TrainConfig",
+    "ablate",
     "energy",
     "export",
     "hardware",

@@ -8,6 +8,7 @@
     |-- ExportError (ValueError)        a network can't be mapped exactly; lists every refusal
     |-- FileError (OSError)             a file can't be written, read or trusted
     |   `-- BundleError                 ... and that file belongs to a hardware bundle
+    |-- DivergedError (ArithmeticError)  a training met NaN or infinity
     |-- MissingDependencyError (ImportError)   an optional package is not installed
     `-- LavaError (RuntimeError)        Lava's environment is missing or its run failed
 
@@ -60,6 +61,10 @@ class FileError(MarsnnError, OSError):
 
 class BundleError(FileError):
     """A hardware bundle that is damaged, edited or unsafe."""
+
+
+class DivergedError(MarsnnError, ArithmeticError):
+    """A training whose loss or gradient left the finite numbers."""
 
 
 class MissingDependencyError(MarsnnError, ImportError):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from marsnn.checks import count, finite, positive
-from marsnn.errors import InputError, MarsnnError, NonFiniteError, ShapeError
+from marsnn.errors import DivergedError, InputError, NonFiniteError, ShapeError
 from marsnn.network import evaluating
 from marsnn.progress import track
 
@@ -68,8 +68,8 @@ def train(
         The losses. Equal seeds, weights and threads give equal results on one machine.
 
     Raises:
-        ShapeError: x and y differ in B.   InputError: y is not made of class indices.   MarsnnError: the loss
-        or a gradient became NaN or infinite; the network keeps the weights of the last finite loss.
+        ShapeError: x and y differ in B.   InputError: y is not made of class indices.   DivergedError: the
+        loss or a gradient became NaN or infinite; the network keeps the weights of the last finite loss.
     """
     config = config or TrainConfig()
     _check_data(x, y)
@@ -110,7 +110,7 @@ def train(
     except _Diverged as error:
         _keep(parameters, last_good)
         epoch = min(len(history.loss) + 1, config.epochs)
-        raise MarsnnError(
+        raise DivergedError(
             f"{error} became NaN or infinite in epoch {epoch}; the weights of the last finite loss are kept. "
             f"Try a learning_rate below {config.learning_rate:g}"
         ) from error

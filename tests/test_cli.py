@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +19,9 @@ from marsnn.hardware import export
 from marsnn.network import Network
 from marsnn.neurons import ATMN
 from marsnn.record import Recording
+from marsnn.tidy import read_table
 
-VERBS = ("demo", "simulate", "energy", "export", "verify", "bench")
+VERBS = ("demo", "simulate", "energy", "export", "verify", "bench", "ablate")
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +161,25 @@ def test_verify_exits_1_and_says_where(call, tmp_path, monkeypatch):
     assert "first mismatch: atmn1: token" in out
 
 
+def test_ablate(call, tmp_path):
+    task = Path(__file__).parent / "small_task.py"
+    own = ["ablate", "--task", f"{task}:corners", "--steps", "1,2", "--seeds", "2", "--epochs", "2"]
+    own += ["--hidden", "5", "--workers", "1", "--out", tmp_path / "a.parquet"]
+    code, out, err = call(*own, "--plot", tmp_path / "a.png")
+    assert code == 0
+    assert re.search(r"^\| LIF +\| 2 \| \d+\.\d\d \+- \d+\.\d\d +\| [+-]\d+\.\d\d \+- ", out, flags=re.MULTILINE)
+    assert "(8 networks, " in out
+    assert err == ""
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = call(*own, "--json", "--seed", "1")
+    result = json.loads(out)
+    assert code == 0
+    assert [row["seed"] for row in result["rows"]] == [1, 2] * 4
+    assert result["rows"] == read_table(tmp_path / "a.parquet")
+    assert result["plot"] is None
+    assert [group["accuracy"]["n"] for group in result["groups"]] == [2] * 4
+
+
 BAD = {
     "no such network": ("simulate", "none.safetensors", "-i", "digits"),
     "no such input": ("simulate", "NET", "-i", "none.npy"),
@@ -179,6 +201,17 @@ BAD = {
     "bench to a place that can't be": ("bench", "digits", "--save", "TEXT/x.json"),
     "a price beyond floats": ("energy", "NET", "-i", "digits", "--table", "HUGE", "--json"),
     "unknown benchmark": ("bench", "none"),
+    "unknown neuron": ("ablate", "--neurons", "ATMN,ATNM", "--out", "a.csv"),
+    "no task": ("ablate", "--task", "none.py:task", "--out", "a.csv"),
+    "task that is no task": ("ablate", "--task", "json:dumps", "--out", "a.csv"),
+    "steps in words": ("ablate", "--steps", "1,two", "--out", "a.csv"),
+    "tau below one": ("ablate", "--neurons", "LIF", "--tau", "0.5", "--out", "a.csv"),
+    "a tuning seed": ("ablate", "--seed", "98", "--out", "a.csv"),
+    "a table of another kind": ("ablate", "--out", "a.xlsx"),
+    "ablation to a place that can't be": ("ablate", "--out", "TEXT/a.csv"),
+    "plot to a place that can't be": ("ablate", "--out", "a.csv", "--plot", "TEXT/a.png"),
+    "unknown engine": ("ablate", "--engine", "dask", "--out", "a.csv"),
+    "ablation without a place": ("ablate",),
 }
 
 

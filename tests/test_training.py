@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from marsnn.ablation import TUNING_SEEDS
 from marsnn.bench import digits as benchmark
 from marsnn.data import load_digits
 from marsnn.errors import InputError, MarsnnError, NonFiniteError, ShapeError
@@ -105,7 +106,7 @@ def test_every_arm_of_the_benchmark_is_tuned_over_as_many_settings():
     sizes = {arm.name: len(arm.grid) for arm in (*benchmark.NETWORKS, benchmark.MACHINE)}
     assert set(sizes) == {"ATMN", "LIF", "ReLU", "SVM"}
     assert set(sizes.values()) == {6}
-    assert not set(benchmark.TUNING_SEEDS) & set(range(5))
+    assert not set(TUNING_SEEDS) & set(range(5))
 
 
 def test_a_gradient_that_leaves_the_finite_numbers_changes_no_weight():

@@ -1,37 +1,35 @@
 """Accuracy on scikit-learn's digits: ATMN, LIF, a dense ReLU net of the same size, and an SVM.
 
 Every arm gets the same number of settings, tried on the validation split; the best one is then trained with
-other seeds and looked at once on the test split.
+other seeds and looked at once on the test split (`marsnn.ablation.tune`).
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
 import statistics
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 import torch
 from torch import nn
 
+from marsnn.ablation import Trial, check_seeds, grid, tune
 from marsnn.data import Digits, Form, load_digits
+from marsnn.errors import MarsnnError
 from marsnn.network import Network
 from marsnn.neurons import ATMN, LIF
 from marsnn.progress import track
 from marsnn.training import TrainConfig, accuracy, train
+from marsnn.trial import Settings
+from marsnn.workers import Failed, Run, engine
 
 HIDDEN = 128
 STEPS = 4
 CLASSES = 10
-TUNING_SEEDS = (100, 101)  # never among the seeds that are reported
-
-Settings = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -42,18 +40,14 @@ class Arm:
     grid: tuple[Settings, ...]
 
 
-def _grid(**choices: Sequence[Any]) -> tuple[Settings, ...]:
-    return tuple(dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values()))
-
-
 NETWORKS = (
-    Arm("ATMN", _grid(learning_rate=(3e-3, 1e-2), code=((0.5, 0.5), (0.5, 1.0), (1.0, 0.5)))),
-    Arm("LIF", _grid(learning_rate=(3e-3, 1e-2), code=((2.0, 0.5), (2.0, 1.0), (4.0, 1.0)))),
-    Arm("ReLU", _grid(learning_rate=(3e-3, 1e-2), weight_decay=(1e-3, 1e-2, 1e-1))),
+    Arm("ATMN", grid(learning_rate=(3e-3, 1e-2), code=((0.5, 0.5), (0.5, 1.0), (1.0, 0.5)))),
+    Arm("LIF", grid(learning_rate=(3e-3, 1e-2), code=((2.0, 0.5), (2.0, 1.0), (4.0, 1.0)))),
+    Arm("ReLU", grid(learning_rate=(3e-3, 1e-2), weight_decay=(1e-3, 1e-2, 1e-1))),
 )
 """`code` is (tau, threshold)."""
 
-MACHINE = Arm("SVM", _grid(C=(1.0, 10.0, 100.0), gamma=(0.05, 0.25)))
+MACHINE = Arm("SVM", grid(C=(1.0, 10.0, 100.0), gamma=(0.05, 0.25)))
 """scikit-learn's own classifier of its digits example: SVC with an RBF kernel."""
 
 
@@ -99,13 +93,24 @@ def _fit_machine(settings: Settings, digits: Digits, part: str) -> float:
     return float(machine.score(features(split), split.y.numpy()))
 
 
-def _job(job: tuple[str, Settings, int, str, Form, int]) -> float:
+def _job(job: tuple[Trial[str], str, Form, int]) -> float:
     """One training in a worker: accuracy on the named split."""
-    torch.set_num_threads(1)
-    arm, settings, seed, part, form, epochs = job
+    (arm, settings, seed), part, form, epochs = job
     digits = load_digits(form)
     split = getattr(digits, part)
     return accuracy(fit(arm, settings, seed, digits, epochs), split.x, split.y)
+
+
+def _scores(run_jobs: Run, part: str, trials: Sequence[Trial[str]], form: Form, epochs: int) -> list[float]:
+    """Accuracies on one part, in the order of the trials."""
+    scores: dict[int, float] = {}
+    results = run_jobs(_job, [(trial, part, form, epochs) for trial in trials])
+    for _ in track(range(len(trials)), f"{'tuning' if part == 'validation' else 'testing'} on {form} digits"):
+        index, score = next(results)
+        if isinstance(score, Failed):
+            raise MarsnnError(f"{trials[index]}: {score.message}")
+        scores[index] = score
+    return [scores[index] for index in range(len(trials))]
 
 
 def run(
@@ -117,42 +122,32 @@ def run(
         JSON-ready: for each arm the chosen settings, its mean validation accuracy, and mean, standard
         deviation and list of test accuracies over the seeds (the support vector machine has no seed).
     """
+    check_seeds(seeds)
     digits = load_digits(form)
-    arms: dict[str, Any] = {}
-    # Workers start afresh (spawn), so that a caller's threads can't deadlock them.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        tuning = [
-            (arm.name, settings, seed, "validation", form, epochs)
-            for arm in NETWORKS
-            for settings in arm.grid
-            for seed in TUNING_SEEDS
-        ]
-        scores = _mapped(pool.map(_job, tuning), tuning, f"tuning on {form} digits")
-        for arm in NETWORKS:
-            best, validated = _best(arm, tuning, scores)
-            arms[arm.name] = {"settings": best, "validation": validated}
-        final = [
-            (arm.name, arms[arm.name]["settings"], seed, "test", form, epochs)
-            for arm in NETWORKS
-            for seed in seeds
-        ]
-        tested = _mapped(pool.map(_job, final), final, f"testing on {form} digits")
-    for arm in NETWORKS:
-        own = [score for job, score in zip(final, tested, strict=True) if job[0] == arm.name]
-        arms[arm.name] |= {
-            "test": statistics.mean(own),
-            "spread": statistics.stdev(own) if len(own) > 1 else 0.0,
-            "tests": own,
+    with engine("local", workers) as run_jobs:
+        score = partial(_scores, run_jobs, form=form, epochs=epochs)
+        chosen = tune({arm.name: arm.grid for arm in NETWORKS}, partial(score, "validation"))
+        final = [Trial(name, choice.settings, seed) for name, choice in chosen.items() for seed in seeds]
+        tested = score("test", final)
+    machine = tune(
+        {MACHINE.name: MACHINE.grid},
+        lambda trials: [_fit_machine(trial.settings, digits, "validation") for trial in trials],
+        seeds=(0,),  # its fit is not random
+    )
+    tests = {
+        name: [score for trial, score in zip(final, tested, strict=True) if trial.arm == name]
+        for name in chosen
+    }
+    tests[MACHINE.name] = [_fit_machine(machine[MACHINE.name].settings, digits, "test")]
+    arms = {
+        name: {
+            "settings": choice.settings,
+            "validation": choice.validation,
+            "test": statistics.mean(tests[name]),
+            "spread": statistics.stdev(tests[name]) if len(tests[name]) > 1 else 0.0,
+            "tests": tests[name],
         }
-    score_of: Callable[[Settings], float] = partial(_fit_machine, digits=digits, part="validation")
-    best = max(MACHINE.grid, key=score_of)
-    result = _fit_machine(best, digits, "test")
-    arms[MACHINE.name] = {
-        "settings": best,
-        "validation": score_of(best),
-        "test": result,
-        "spread": 0.0,
-        "tests": [result],
+        for name, choice in {**chosen, **machine}.items()
     }
     return {
         "benchmark": "digits",
@@ -167,22 +162,6 @@ def run(
         "images": {part: len(getattr(digits, part)) for part in ("train", "validation", "test")},
         "arms": arms,
     }
-
-
-def _best(arm: Arm, jobs: Sequence[Any], scores: Sequence[float]) -> tuple[Settings, float]:
-    def mean(settings: Settings) -> float:
-        return statistics.mean(
-            score
-            for job, score in zip(jobs, scores, strict=True)
-            if job[0] == arm.name and job[1] == settings
-        )
-
-    best = max(arm.grid, key=mean)
-    return best, mean(best)
-
-
-def _mapped(results: Any, jobs: Sequence[Any], what: str) -> list[float]:
-    return [next(results) for _ in track(jobs, what)]
 
 
 def table(result: dict[str, Any]) -> str:

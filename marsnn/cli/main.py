@@ -1,4 +1,4 @@
-"""marsnn on the command line: demo, simulate, energy, export, verify, bench.
+"""marsnn on the command line: demo, simulate, energy, export, verify, bench, ablate.
 
 Exit codes: 0 done, 1 a check failed, 2 bad input, with one line on standard error that says what to do.
 Heavy imports happen inside the verbs, so that `--help` and `verify` never load torch.
@@ -6,7 +6,6 @@ Heavy imports happen inside the verbs, so that `--help` and `verify` never load 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from enum import StrEnum
@@ -15,6 +14,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from marsnn.cli.ablate import EXAMPLE, ablate
+from marsnn.cli.options import Json, Seed, print_json
 from marsnn.errors import MarsnnError
 
 app = typer.Typer(
@@ -37,8 +38,6 @@ Input = Annotated[
     ),
 ]
 Samples = Annotated[int, typer.Option(help="use only the first so many samples of the batch (0: all)", min=0)]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
-Seed = Annotated[int, typer.Option(help="seed of everything random", min=0)]
 
 
 class Simulator(StrEnum):
@@ -228,6 +227,9 @@ def bench(
         print(digits.table(result))
 
 
+app.command(epilog=f"Example:  {EXAMPLE}")(ablate)
+
+
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
@@ -240,11 +242,6 @@ def root(
         print(f"marsnn {marsnn.__version__}")
     elif context.invoked_subcommand is None:
         print(context.get_help())
-
-
-def print_json(value: Any) -> None:
-    """One JSON object on standard output."""
-    print(json.dumps(value, indent=1, allow_nan=False))
 
 
 def run(arguments: list[str] | None = None) -> NoReturn:

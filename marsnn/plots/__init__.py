@@ -4,9 +4,10 @@ Nothing is shown and no global setting is touched: the figure is the caller's to
 Blue is a positive spike and orange a negative one everywhere.
 """
 
+from marsnn.plots.ablation import accuracy_energy
 from marsnn.plots.bands import raster
 from marsnn.plots.energy import energy_bars
 from marsnn.plots.membranes import traces
 from marsnn.plots.rates import firing_rates
 
-__all__ = ["energy_bars", "firing_rates", "raster", "traces"]
+__all__ = ["accuracy_energy", "energy_bars", "firing_rates", "raster", "traces"]

@@ -1,0 +1,16 @@
+"""What several verbs share: options, and JSON as they print it."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
+Seed = Annotated[int, typer.Option(help="seed of everything random", min=0)]
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output."""
+    print(json.dumps(value, indent=1, allow_nan=False))

@@ -167,7 +167,8 @@ def test_ablate(call, tmp_path):
     own += ["--hidden", "5", "--workers", "1", "--out", tmp_path / "a.parquet"]
     code, out, err = call(*own, "--plot", tmp_path / "a.png")
     assert code == 0
-    assert re.search(r"^\| LIF +\| 2 \| \d+\.\d\d \+- \d+\.\d\d +\| [+-]\d+\.\d\d \+- ", out, flags=re.MULTILINE)
+    row = r"^\| LIF +\| 2 \| \d+\.\d\d \+- \d+\.\d\d +\| [+-]\d+\.\d\d \+- "
+    assert re.search(row, out, flags=re.MULTILINE)
     assert "(8 networks, " in out
     assert err == ""
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

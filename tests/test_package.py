@@ -231,10 +231,11 @@ def test_wheel_has_one_top_level(wheel):
 
 
 def test_wheel_holds_every_file_of_the_package(wheel):
-    kept = {".py", ".toml", ".typed"}
+    kept = {".py", ".toml", ".typed", ".h"}
     here = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.suffix in kept}
     assert {name for name in wheel if name.startswith("marsnn/")} == here
     assert "marsnn/py.typed" in here
     assert any(name.startswith("marsnn/energy/tables/") and name.endswith(".toml") for name in here)
     assert any(name.startswith("marsnn/hardware/profiles/") and name.endswith(".toml") for name in here)
     assert "marsnn/hardware/lava_runtime/run.py" in here
+    assert "marsnn/neurons/kernels/unroll.h" in here

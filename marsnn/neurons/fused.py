@@ -97,7 +97,6 @@ def refusal(neuron: Any, currents: Tensor) -> str | None:
     return None if _have_compiler() else "there is no C++ compiler (CXX, c++, g++, clang++)"
 
 
-@torch.compiler.assume_constant_result
 def _found_compiler() -> bool:
     if compiler.compiler() is None:
         _say_once(

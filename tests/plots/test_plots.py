@@ -18,6 +18,7 @@ from marsnn.energy import count
 from marsnn.errors import InputError
 from marsnn.plots.style import NEGATIVE, POSITIVE
 from marsnn.record import Recording
+from tests.test_tidy import ROWS
 
 
 @pytest.fixture(autouse=True)
@@ -312,6 +313,7 @@ def test_energy_bars_of_nothing_at_all():
 
 NETWORK = Network([nn.Linear(3, 8), ATMN(8), nn.Linear(8, 4), LIF(4)])
 DRAW = {
+    "accuracy_energy": lambda recording, ax: plots.accuracy_energy(ROWS, ax=ax),
     "raster": lambda recording, ax: plots.raster(recording, ax=ax),
     "traces": lambda recording, ax: plots.traces(recording, NETWORK, "atmn1", ax=ax),
     "firing_rates": lambda recording, ax: plots.firing_rates(recording, ax=ax),

@@ -283,9 +283,9 @@ class Neuron(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor | None, Any]:
         """T steps by the backend: spikes, the membrane after each step if asked for, the final state."""
         sample = currents[0] if drive.kind == "given" else currents
-        if state is None:
+        if state is None and type(self).initial_state is not Neuron.initial_state:
             state = self.initial_state(sample)
-        for field in state:
+        for field in state or ():
             if field.shape != sample.shape:
                 raise ShapeError(
                     f"{type(self).__name__}: expected a state {list(sample.shape)}, got "

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 from marsnn.errors import MarsnnError
 
@@ -29,6 +30,14 @@ PATIENCE_S = 2.0
 _EXACT = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
 _TRIES = (("-march=native", "-fopenmp"), ("-march=native",), ("-mcpu=native",), ())
 """Flags by preference: not every compiler has OpenMP, or names its own machine."""
+
+
+_INT, _LONG, _ARRAY, _TENSOR = ctypes.c_int, ctypes.c_long, ctypes.c_char_p, ctypes.c_void_p
+_PROBLEM: list[Any] = [_LONG, _LONG, _LONG, _LONG, _LONG, _LONG, _INT, _ARRAY, _ARRAY, _INT]
+_INPUTS: list[Any] = [_TENSOR, _ARRAY, _ARRAY]
+_FORWARD = [*_PROBLEM, *_INPUTS, _TENSOR, _TENSOR, _ARRAY]
+_BACKWARD = [*_PROBLEM, *_INPUTS, _TENSOR, _LONG, _TENSOR, _ARRAY, _TENSOR, _ARRAY, _ARRAY]
+"""Arguments of unroll.h's functions; arrays of numbers and pointers are packed bytes."""
 
 
 class BuildError(MarsnnError):
@@ -47,15 +56,18 @@ def compiler() -> str | None:
 
 @functools.cache
 def library(header: str, macros: tuple[str, ...]) -> ctypes.CDLL:
-    """The loaded kernel of `kernels/<header>.h` under these macros.
+    """The loaded kernel of `kernels/<header>.h` under these macros: `forward` and `backward` of unroll.h.
 
     Raises:
         BuildError: with the compiler's first message.
     """
     try:
-        return ctypes.CDLL(str(_built(header, macros)))
+        loaded = ctypes.CDLL(str(_built(header, macros)))
     except OSError as error:
         raise BuildError(f"can't load the kernel {header}: {error}") from error
+    loaded.forward.argtypes, loaded.backward.argtypes = _FORWARD, _BACKWARD
+    loaded.backward.restype = None
+    return loaded
 
 
 def source(header: str, macros: tuple[str, ...], loop: str = "unroll.h") -> str:

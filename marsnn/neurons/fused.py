@@ -15,7 +15,7 @@ torch.func transforms and other dispatch modes, and where there is no compiler, 
 
 from __future__ import annotations
 
-import ctypes
+import struct
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -77,12 +77,14 @@ class Call(NamedTuple):
     steps: int
     inner: int  # elements of a sample that share one feature's settings
     features: int
+    fields: int  # tensors of a state
     membrane: bool
 
 
-def refusal(neuron: Any, currents: Tensor) -> str | None:
-    """Why the reference must run these currents; None where a kernel can."""
-    if not neuron._kernel_fits or neuron.kernel(currents) is None:
+def kernel_for(neuron: Any, currents: Tensor) -> Kernel | str:
+    """The kernel that these currents want, or why the reference must run them."""
+    kernel: Kernel | None = neuron.kernel(currents) if neuron._kernel_fits else None
+    if kernel is None:
         return "it has no kernel for this step function and these settings"
     if isinstance(neuron.surrogate, surrogates._Foreign):
         return "the surrogate is another library's; take one of marsnn.surrogate"
@@ -94,7 +96,7 @@ def refusal(neuron: Any, currents: Tensor) -> str | None:
         or _get_current_dispatch_mode() is not None
     ):
         return "tensors are being transformed or traced (torch.func, a dispatch mode, a subclass)"
-    return None if _have_compiler() else "there is no C++ compiler (CXX, c++, g++, clang++)"
+    return kernel if _have_compiler() else "there is no C++ compiler (CXX, c++, g++, clang++)"
 
 
 def _found_compiler() -> bool:
@@ -126,7 +128,7 @@ def unroll(
     Args:
         neuron: a `Neuron`; its `backend` decides.
         currents: [T, *, N] if given, else [*, N].
-        state: a state of [*, N] tensors.
+        state: a state of [*, N] tensors, or None for zeros.
         drive: how the currents reach the steps.
         membrane: whether to return the membrane after every step.
 
@@ -138,12 +140,12 @@ def unroll(
     """
     if neuron.backend == "reference":
         return None
-    why = refusal(neuron, currents)
-    if why is not None:
+    kernel = kernel_for(neuron, currents)
+    if isinstance(kernel, str):
         if neuron.backend == "fused":
-            raise InputError(f'{type(neuron).__name__}: backend="fused" can\'t run this: {why}')
+            raise InputError(f'{type(neuron).__name__}: backend="fused" can\'t run this: {kernel}')
         return None
-    kernel, params = neuron.kernel(currents), neuron.params(currents)
+    params = neuron.params(currents)
     tensors = [field for field in params if isinstance(field, Tensor)]
     learned = any(tensor.requires_grad for tensor in tensors)
     call = Call(
@@ -159,17 +161,23 @@ def unroll(
         drive.steps,
         currents.shape[neuron.feature_dim + 1 :].numel() if neuron.feature_dim < -1 else 1,
         neuron.features or 1,
+        len(neuron.state_fields()),
         membrane,
     )
-    if not _fit(currents, state, tensors, call.features):
+    given = () if state is None else tuple(state)
+    if not _fit(currents, given, tensors, call.features):
         return None
     if torch.compiler.is_compiling():
         results = torch.ops.marsnn.unroll(
-            currents, list(state), tensors, call.kernel, " ".join(call.macros), list(call.numbers), *call[3:]
+            currents, list(given), tensors, call.kernel, " ".join(call.macros), list(call.numbers), *call[3:]
         )
     else:
         try:
-            results = _Unroll.apply(call, _Reference(neuron, params), len(state), currents, *state, *tensors)
+            if torch.is_grad_enabled():
+                reference = _Reference(neuron, params)
+                results = _Unroll.apply(call, reference, len(given), currents, *given, *tensors)
+            else:
+                results = run_forward(call, currents, given, tensors)
         except compiler.BuildError as error:
             if neuron.backend == "fused":
                 raise
@@ -178,7 +186,7 @@ def unroll(
         except NonFiniteError as error:
             raise NonFiniteError(f"{type(neuron).__name__}: {error}") from None
     spikes, rest = results[0], results[1:]
-    return spikes, rest[0] if membrane else None, type(state)(*rest[membrane:])
+    return spikes, rest[0] if membrane else None, neuron.State(*rest[membrane:])
 
 
 def _fit(currents: Tensor, state: Sequence[Tensor], tensors: Sequence[Tensor], features: int) -> bool:
@@ -200,7 +208,8 @@ class _Reference(NamedTuple):
         fresh = iter(tensors)
         params = type(self.params)(*(next(fresh) if isinstance(p, Tensor) else p for p in self.params))
         held, silence = call.drive == "held", torch.zeros_like(currents)
-        now = self.neuron.State(*state)
+        sample = currents[0] if call.drive == "given" else currents
+        now = self.neuron.State(*(state or [torch.zeros_like(sample)] * call.fields))
         spikes, membrane = [], []
         for t in range(call.steps):
             current = currents[t] if call.drive == "given" else currents if held or t == 0 else silence
@@ -260,21 +269,23 @@ def _differentiable(
 def run_forward(
     call: Call, currents: Tensor, state: Sequence[Tensor], params: Sequence[Tensor]
 ) -> list[Tensor]:
-    """spikes [T, *, N], the membrane [T, *, N] if wanted, and the fields of the final state [*, N]."""
-    sizes = _Sizes(call, currents)
+    """spikes [T, *, N], the membrane [T, *, N] if wanted, and the fields of the final state [*, N].
+
+    An empty `state` is one of zeros.
+    """
     laid, state, params = _laid(call, currents), _contiguous(state), _contiguous(params)
-    spikes = currents.new_empty(sizes.train)
-    membrane = currents.new_empty(sizes.train) if call.membrane else None
-    after = [currents.new_empty(sizes.sample) for _ in state]
+    sample = _sample(call, currents)
+    spikes = currents.new_empty((call.steps, *sample))
+    membrane = torch.empty_like(spikes) if call.membrane else None
+    after = [currents.new_empty(sample) for _ in range(call.fields)]
     failed = 0
     if spikes.numel():
-        kernel = compiler.library(call.kernel, call.macros).forward
-        failed = kernel(
-            *sizes.arguments(laid, params),
-            _pointer(laid),
-            _pointers(state),
+        failed = compiler.library(call.kernel, call.macros).forward(
+            *_problem(call, laid, sample.numel(), params),
+            laid.data_ptr(),
+            _pointers(state or [None] * call.fields),
             _pointers(params),
-            _pointer(spikes),
+            spikes.data_ptr(),
             _pointer(membrane),
             _pointers(after),
         )
@@ -295,8 +306,8 @@ def run_backward(
 
     Parameters get theirs only where the kernel was built with PARAM_GRADS.
     """
-    sizes = _Sizes(call, currents)
     laid, state, params = _laid(call, currents), _contiguous(state), _contiguous(params)
+    sample = _sample(call, currents)
     spikes, *rest = grads
     membrane = rest.pop(0) if call.membrane else None
     spikes, stride = (None, 0) if spikes is None else _laid_train(spikes)
@@ -304,21 +315,21 @@ def run_backward(
     after = [None if grad is None else grad.contiguous() for grad in rest]
     learned = "PARAM_GRADS" in call.macros
     grad_currents = torch.empty_like(currents, memory_format=torch.contiguous_format)
-    grad_state = [currents.new_empty(sizes.sample) for _ in state]
+    grad_state = [currents.new_empty(sample) for _ in state]
     wide = torch.float64 if currents.dtype == torch.float64 else torch.float32
-    columns = [currents.new_empty(sizes.sample, dtype=wide) for _ in params] if learned else []
-    if sizes.M:
+    columns = [currents.new_empty(sample, dtype=wide) for _ in params] if learned else []
+    if sample.numel():
         compiler.library(call.kernel, call.macros).backward(
-            *sizes.arguments(laid, params),
-            _pointer(laid),
-            _pointers(state),
+            *_problem(call, laid, sample.numel(), params),
+            laid.data_ptr(),
+            _pointers(state or [None] * call.fields),
             _pointers(params),
             _pointer(spikes),
-            ctypes.c_long(stride),
+            stride,
             _pointer(membrane),
             _pointers(after),
-            _pointer(grad_currents),
-            _pointers(grad_state),
+            grad_currents.data_ptr(),
+            _pointers(grad_state or [None] * call.fields),
             _pointers(columns),
         )
         LAUNCHES[call.kernel, DTYPES[currents.dtype], "backward"] += 1
@@ -336,28 +347,25 @@ def _per_setting(call: Call, column: Tensor, param: Tensor) -> Tensor:
     return total.reshape(param.shape).to(param.dtype)
 
 
-class _Sizes:
-    """Shapes and counts of one call."""
+def _problem(call: Call, laid: Tensor, columns: int, params: Sequence[Tensor]) -> tuple[Any, ...]:
+    """The first arguments of both functions."""
+    return (
+        call.steps,
+        columns,
+        call.inner,
+        call.features,
+        laid.stride(0) if call.drive == "given" else 0,
+        1 if call.drive == "impulse" else call.steps,
+        call.drive == "held",
+        struct.pack(f"{len(params)}q", *(param.numel() for param in params)),
+        struct.pack(f"{len(call.numbers)}d", *call.numbers),
+        torch.get_num_threads() if call.steps * columns >= PARALLEL else 1,
+    )
 
-    def __init__(self, call: Call, currents: Tensor) -> None:
-        self.call = call
-        self.sample = currents.shape[1:] if call.drive == "given" else currents.shape
-        self.train = (call.steps, *self.sample)
-        self.M = self.sample.numel()
 
-    def arguments(self, laid: Tensor, params: Sequence[Tensor]) -> tuple[Any, ...]:
-        call, given = self.call, self.call.drive == "given"
-        numbers = (*call.numbers, 0.0)
-        threads = torch.get_num_threads() if call.steps * self.M >= PARALLEL else 1
-        return (
-            *map(ctypes.c_long, (call.steps, self.M, call.inner, call.features)),
-            ctypes.c_long(laid.stride(0) if given else 0),
-            ctypes.c_long(1 if call.drive == "impulse" else call.steps),
-            ctypes.c_int(call.drive == "held"),
-            (ctypes.c_long * (len(params) + 1))(*(param.numel() for param in params), 0),
-            (ctypes.c_double * len(numbers))(*numbers),
-            ctypes.c_int(threads),
-        )
+def _sample(call: Call, currents: Tensor) -> torch.Size:
+    """The shape [*, N] of one step."""
+    return currents.shape[1:] if call.drive == "given" else currents.shape
 
 
 def _laid(call: Call, currents: Tensor) -> Tensor:
@@ -378,13 +386,14 @@ def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor.contiguous() for tensor in tensors]
 
 
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
-def _pointers(tensors: Sequence[Tensor | None]) -> Any:
-    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-    return (ctypes.c_void_p * (len(pointers) + 1))(*pointers, None)
+def _pointers(tensors: Sequence[Tensor | None]) -> bytes:
+    return struct.pack(
+        f"{len(tensors)}P", *(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+    )
 
 
 # ---- inside torch.compile -------------------------------------------------------------------------------
@@ -402,20 +411,23 @@ def _unroll_op(
     steps: int,
     inner: int,
     features: int,
+    fields: int,
     membrane: bool,
 ) -> list[Tensor]:
-    call = Call(kernel, tuple(macros.split()), tuple(numbers), drive, steps, inner, features, membrane)
+    call = Call(
+        kernel, tuple(macros.split()), tuple(numbers), drive, steps, inner, features, fields, membrane
+    )
     return run_forward(call, currents, state, params)
 
 
 @_unroll_op.register_fake
 def _(
     currents: Tensor, state: Any, params: Any, kernel: Any, macros: Any, numbers: Any, drive: str, steps: int,
-    inner: Any, features: Any, membrane: bool,
+    inner: Any, features: Any, fields: int, membrane: bool,
 ) -> list[Tensor]:  # fmt: skip
     train = currents.new_empty((steps, *(currents.shape[1:] if drive == "given" else currents.shape)))
     trains = [train, torch.empty_like(train)] if membrane else [train]
-    return [*trains, *(torch.empty_like(train[0]) for _ in state)]
+    return [*trains, *(torch.empty_like(train[0]) for _ in range(fields))]
 
 
 @torch.library.custom_op("marsnn::unroll_backward", mutates_args=())
@@ -431,9 +443,12 @@ def _unroll_backward_op(
     steps: int,
     inner: int,
     features: int,
+    fields: int,
     membrane: bool,
 ) -> list[Tensor]:
-    call = Call(kernel, tuple(macros.split()), tuple(numbers), drive, steps, inner, features, membrane)
+    call = Call(
+        kernel, tuple(macros.split()), tuple(numbers), drive, steps, inner, features, fields, membrane
+    )
     found = run_backward(call, currents, state, params, grads)
     return [tensor for tensor in found if tensor is not None]
 
@@ -441,7 +456,7 @@ def _unroll_backward_op(
 @_unroll_backward_op.register_fake
 def _(
     currents: Tensor, state: list[Tensor], params: list[Tensor], grads: Any, kernel: Any, macros: str,
-    numbers: Any, drive: Any, steps: Any, inner: Any, features: Any, membrane: Any,
+    numbers: Any, drive: Any, steps: Any, inner: Any, features: Any, fields: Any, membrane: Any,
 ) -> list[Tensor]:  # fmt: skip
     learned = params if "PARAM_GRADS" in macros.split() else []
     return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (currents, *state, *learned)]

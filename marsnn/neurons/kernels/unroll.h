@@ -14,9 +14,11 @@ namespace {
 
 const int VECTORS = 8;  // side by side, to hide the latency of one behind the others
 const long GROUP = VECTORS * LANES;
+const long AHEAD = 4;   // rows fetched before they are needed
 const long TOO_LARGE_TO_CACHE = 4 << 20;  // bytes of a result that nothing will find in a cache again
 const int SLOTS = (int)Neuron::PARAMS + (Neuron::PARAMS == 0);  // an array has at least one element
 const int FIELDS = (int)Neuron::STATES;
+const long KEPT = (FIELDS + 2) * VECTORS;  // of a step in the backward: states before, current, gradient of the spikes
 
 struct Problem {
     long T, M;             // steps, columns
@@ -34,7 +36,7 @@ struct Problem {
 
 struct Tensors {
     const Stored* currents;
-    const Stored* const* state;
+    const Stored* const* state;  // each null at rest, where it is 0
     const Stored* const* params;
 };
 
@@ -49,7 +51,7 @@ struct Gradients {
     long stride;                      // elements between steps of `spikes`
     const Stored* const* after;       // each may be null
     Stored* currents;                 // of the inputs
-    Stored* const* state;
+    Stored* const* state;             // each null where the state was at rest
     C* const* params;
     bool stream;
 };
@@ -63,8 +65,12 @@ INLINE void store(Stored* to, int g, S x, bool stream = false) {
         store_row(to + g * LANES, narrowed(x));
 }
 
-INLINE void fetch_next(const Stored* row) {  // the next group's, while this one is computed
-    for (long j = 0; j < GROUP; j += 64 / (long)sizeof(Stored)) __builtin_prefetch(row + GROUP + j);
+// Rows of a few steps ahead, at the end those of the next group: only some of so many strided rows are noticed
+// by the processor's own prefetching.
+INLINE void fetch_ahead(const Stored* rows, long stride, long t, long T) {
+    const long next = t + AHEAD;
+    const Stored* row = next < T ? rows + next * stride : rows + (next - T) % T * stride + GROUP;
+    for (long j = 0; j < GROUP; j += 64 / (long)sizeof(Stored)) __builtin_prefetch(row + j);
 }
 
 // A parameter of the columns from c on: one for all, or one for each feature.
@@ -91,7 +97,7 @@ struct Group {
     INLINE Group(const Problem& q, const Tensors& x, long c, long at) {
         for (int k = 0; k < Neuron::PARAMS; k++) spread(x.params[k], q.sizes[k], q, c, params[k]);
         for (int k = 0; k < FIELDS; k++)
-            for (int g = 0; g < VECTORS; g++) state[k][g] = load(x.state[k] + at, g);
+            for (int g = 0; g < VECTORS; g++) state[k][g] = x.state[k] ? load(x.state[k] + at, g) : constant(0);
     }
 
     INLINE S step(int g, S current, const double* numbers) {
@@ -110,7 +116,7 @@ bool group_forward(const Problem& q, const Tensors& x, const Results& y, long c,
     for (long t = 0; t < q.T; t++) {
         const bool driven = t < q.live;
         const Stored* current = x.currents + (driven ? t : 0) * q.stride + at;
-        if (driven) fetch_next(current);
+        if (driven) fetch_ahead(x.currents + at, q.stride, t, q.live);
 #pragma GCC unroll 8
         for (int g = 0; g < VECTORS; g++) {
             S s = group.step(g, driven ? load(current, g) : constant(0), q.numbers);
@@ -134,18 +140,18 @@ bool group_forward(const Problem& q, const Tensors& x, const Results& y, long c,
 
 // `kept` holds T steps of a group; `n` of its columns are there.
 void group_backward(const Problem& q, const Tensors& x, const Gradients& d, long c, long at, long n, S* kept) {
-    const long depth = (FIELDS + 1) * VECTORS;  // of each step: the states before it, and its current
     Group group(q, x, c, at);
     for (long t = 0; t < q.T; t++) {
         const bool driven = t < q.live;
         const Stored* current = x.currents + (driven ? t : 0) * q.stride + at;
-        if (driven) fetch_next(current);
-        if (d.spikes) fetch_next(d.spikes + t * d.stride + at);
+        if (driven) fetch_ahead(x.currents + at, q.stride, t, q.live);
+        if (d.spikes) fetch_ahead(d.spikes + at, d.stride, t, q.T);
 #pragma GCC unroll 8
         for (int g = 0; g < VECTORS; g++) {
             S in = driven ? load(current, g) : constant(0);
-            for (int k = 0; k < FIELDS; k++) kept[t * depth + k * VECTORS + g] = group.state[k][g];
-            kept[t * depth + FIELDS * VECTORS + g] = in;
+            for (int k = 0; k < FIELDS; k++) kept[t * KEPT + k * VECTORS + g] = group.state[k][g];
+            kept[t * KEPT + FIELDS * VECTORS + g] = in;
+            kept[t * KEPT + (FIELDS + 1) * VECTORS + g] = d.spikes ? load(d.spikes + t * d.stride + at, g) : constant(0);
             group.step(g, in, q.numbers);
         }
     }
@@ -164,11 +170,11 @@ void group_backward(const Problem& q, const Tensors& x, const Gradients& d, long
         for (int g = 0; g < VECTORS; g++) {
             S before[FIELDS], own[FIELDS], p[SLOTS];
             Wide gp[SLOTS] = {};
-            for (int k = 0; k < FIELDS; k++) before[k] = kept[t * depth + k * VECTORS + g], own[k] = grad[k][g];
+            for (int k = 0; k < FIELDS; k++) before[k] = kept[t * KEPT + k * VECTORS + g], own[k] = grad[k][g];
             for (int k = 0; k < Neuron::PARAMS; k++) p[k] = group.params[k][g];
             if (d.membrane) own[0] = own[0] + load(d.membrane + t * q.M + at, g);
-            S spike = d.spikes ? load(d.spikes + t * d.stride + at, g) : constant(0);
-            S in = Neuron::back(kept[t * depth + FIELDS * VECTORS + g], before, p, q.numbers, spike, own, gp);
+            S spike = kept[t * KEPT + (FIELDS + 1) * VECTORS + g];
+            S in = Neuron::back(kept[t * KEPT + FIELDS * VECTORS + g], before, p, q.numbers, spike, own, gp);
             for (int k = 0; k < FIELDS; k++) grad[k][g] = own[k];
 #if defined(PARAM_GRADS)
             for (int k = 0; k < Neuron::PARAMS; k++) grad_params[k][g] += gp[k];
@@ -179,7 +185,8 @@ void group_backward(const Problem& q, const Tensors& x, const Gradients& d, long
     }
     for (int g = 0; g < VECTORS; g++) {
         if (q.held) store(d.currents + at, g, rounded_to(held[g]));
-        for (int k = 0; k < FIELDS; k++) store(d.state[k] + at, g, grad[k][g]);
+        for (int k = 0; k < FIELDS; k++)
+            if (d.state[k]) store(d.state[k] + at, g, grad[k][g]);
     }
     if (d.stream) settle();
 #if defined(PARAM_GRADS)
@@ -248,7 +255,8 @@ void backward_rest(const Problem& q, const Tensors& x, const Gradients& d, long 
                      pad.room(rows), state, d.params, false};
     group_backward(in.problem, in.tensors, out, c, 0, pad.n, kept);
     pad.out(out.currents, d.currents, rows, q.M);
-    for (int k = 0; k < FIELDS; k++) pad.out(state[k], d.state[k], 1, 0);
+    for (int k = 0; k < FIELDS; k++)
+        if (d.state[k]) pad.out(state[k], d.state[k], 1, 0);
 }
 
 }  // namespace
@@ -279,7 +287,7 @@ extern "C" void backward(long T, long M, long inner, long features, long stride,
                          grad_currents, grad_state,    grad_params, stream};
 #pragma omp parallel num_threads(threads)
     {
-        std::unique_ptr<S[]> kept(new S[T * (FIELDS + 1) * VECTORS]);
+        std::unique_ptr<S[]> kept(new S[T * KEPT]);
 #pragma omp for schedule(static)
         for (long c = 0; c < M; c += GROUP) {
             if (M - c >= GROUP)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from marsnn.cli.ablate import EXAMPLE, ablate
+from marsnn.cli.bench import bench
 from marsnn.cli.options import Json, Seed, print_json
 from marsnn.errors import MarsnnError
 
@@ -45,13 +46,6 @@ class Simulator(StrEnum):
 
     lava = "lava"
     integer = "integer"
-
-
-class Form(StrEnum):
-    """How an image becomes tokens."""
-
-    flat = "flat"
-    rows = "rows"
 
 
 @app.command(epilog="Example:  marsnn demo --out marsnn-demo")
@@ -199,34 +193,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example:  marsnn bench digits --form rows --save benchmarks/digits-rows.json")
-def bench(
-    name: Annotated[str, typer.Argument(help="digits", metavar="NAME")],
-    form: Annotated[Form, typer.Option(help="flat images or rows as a sequence")] = Form.flat,
-    seeds: Annotated[int, typer.Option(help="trainings per model after tuning", min=1)] = 5,
-    epochs: Annotated[int, typer.Option(help="passes over the training data", min=1)] = 40,
-    save: Annotated[Path | None, typer.Option(help="write the result to this .json")] = None,
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Measure the accuracy of every model, equally tuned."""
-    from marsnn.bench import digits
-    from marsnn.errors import InputError
-    from marsnn.files import json_text, probe, write_text
-
-    if save:
-        probe(save)
-    if name != "digits":
-        raise InputError(f"no benchmark named {name!r}; known: digits")
-    result = digits.run(form.value, seeds=range(seed, seed + seeds), epochs=epochs)
-    if save:
-        write_text(save, json_text(result))
-    if as_json:
-        print_json(result)
-    else:
-        print(digits.table(result))
-
-
+app.add_typer(bench, name="bench")
 app.command(epilog=f"Example:  {EXAMPLE}")(ablate)
 
 

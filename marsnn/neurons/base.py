@@ -282,14 +282,14 @@ class Neuron(nn.Module, ABC):
         self, currents: Tensor, state: Any, drive: Drive, membrane: bool
     ) -> tuple[Tensor, Tensor | None, Any]:
         """T steps by the backend: spikes, the membrane after each step if asked for, the final state."""
-        sample = currents[0] if drive.kind == "given" else currents
+        sample = currents.shape[1:] if drive.kind == "given" else currents.shape
         if state is None and type(self).initial_state is not Neuron.initial_state:
-            state = self.initial_state(sample)
+            state = self.initial_state(currents[0] if drive.kind == "given" else currents)
         for field in state or ():
-            if field.shape != sample.shape:
+            if field.shape != sample:
                 raise ShapeError(
-                    f"{type(self).__name__}: expected a state {list(sample.shape)}, got "
-                    f"{list(field.shape)}; pass the state that an earlier call of the same shape returned"
+                    f"{type(self).__name__}: expected a state {list(sample)}, got {list(field.shape)}; "
+                    "pass the state that an earlier call of the same shape returned"
                 )
         done = fused.unroll(self, currents, state, drive, membrane)
         if done is not None:
@@ -315,7 +315,8 @@ class Neuron(nn.Module, ABC):
 
     def _along_features(self, setting: Tensor, like: Tensor) -> Tensor:
         """A setting, [] or [N], in the dtype of `like` and broadcastable against [*, N]."""
-        setting = setting.to(like.dtype)
+        if setting.dtype != like.dtype:
+            setting = setting.to(like.dtype)
         return setting.reshape(-1, *[1] * (-self.feature_dim - 1)) if setting.ndim else setting
 
     def _check_current(self, name: str, current: Tensor) -> None:

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from marsnn import surrogate as surrogates
 from marsnn.checks import finite
@@ -78,6 +77,7 @@ class Call(NamedTuple):
     inner: int  # elements of a sample that share one feature's settings
     features: int
     fields: int  # tensors of a state
+    learned: int  # bit k: parameter k wants its gradient
     membrane: bool
 
 
@@ -93,7 +93,7 @@ def kernel_for(neuron: Any, currents: Tensor) -> Kernel | str:
     if not torch.compiler.is_compiling() and (
         type(currents) not in (Tensor, torch.nn.Parameter)
         or torch._C._are_functorch_transforms_active()
-        or _get_current_dispatch_mode() is not None
+        or torch._C._len_torch_dispatch_stack()
     ):
         return "tensors are being transformed or traced (torch.func, a dispatch mode, a subclass)"
     return kernel if _have_compiler() else "there is no C++ compiler (CXX, c++, g++, clang++)"
@@ -147,14 +147,14 @@ def unroll(
         return None
     params = neuron.params(currents)
     tensors = [field for field in params if isinstance(field, Tensor)]
-    learned = any(tensor.requires_grad for tensor in tensors)
+    learned = sum(tensor.requires_grad << k for k, tensor in enumerate(tensors))
     call = Call(
         kernel.header,
         (
             *kernel.macros,
             f"DTYPE_{DTYPES[currents.dtype]}",
             f"SURROGATE_{neuron.surrogate.name}",
-            *(("PARAM_GRADS",) if learned else ()),
+            *((f"LEARNED={learned}",) if learned else ()),
         ),
         (neuron.surrogate.setting, *kernel.numbers),
         drive.kind,
@@ -162,6 +162,7 @@ def unroll(
         currents.shape[neuron.feature_dim + 1 :].numel() if neuron.feature_dim < -1 else 1,
         neuron.features or 1,
         len(neuron.state_fields()),
+        learned,
         membrane,
     )
     given = () if state is None else tuple(state)
@@ -304,7 +305,7 @@ def run_backward(
 ) -> list[Tensor | None]:
     """Gradients of currents, state and params from those of `run_forward`'s results, None for zero.
 
-    Parameters get theirs only where the kernel was built with PARAM_GRADS.
+    Parameters get theirs where `call.learned` has their bit.
     """
     laid, state, params = _laid(call, currents), _contiguous(state), _contiguous(params)
     sample = _sample(call, currents)
@@ -313,11 +314,12 @@ def run_backward(
     spikes, stride = (None, 0) if spikes is None else _laid_train(spikes)
     membrane = None if membrane is None else membrane.contiguous()
     after = [None if grad is None else grad.contiguous() for grad in rest]
-    learned = "PARAM_GRADS" in call.macros
     grad_currents = torch.empty_like(currents, memory_format=torch.contiguous_format)
     grad_state = [currents.new_empty(sample) for _ in state]
     wide = torch.float64 if currents.dtype == torch.float64 else torch.float32
-    columns = [currents.new_empty(sample, dtype=wide) for _ in params] if learned else []
+    columns = [
+        currents.new_empty(sample, dtype=wide) if call.learned >> k & 1 else None for k in range(len(params))
+    ]
     if sample.numel():
         compiler.library(call.kernel, call.macros).backward(
             *_problem(call, laid, sample.numel(), params),
@@ -333,13 +335,14 @@ def run_backward(
             _pointers(columns),
         )
         LAUNCHES[call.kernel, DTYPES[currents.dtype], "backward"] += 1
-    summed = [_per_setting(call, column, param) for column, param in zip(columns, params, strict=learned)]
-    missing: list[Tensor | None] = [None] * len(params)
-    return [grad_currents, *grad_state, *(summed or missing)]
+    summed = [_per_setting(call, column, param) for column, param in zip(columns, params, strict=True)]
+    return [grad_currents, *grad_state, *summed]
 
 
-def _per_setting(call: Call, column: Tensor, param: Tensor) -> Tensor:
+def _per_setting(call: Call, column: Tensor | None, param: Tensor) -> Tensor | None:
     """Sum a gradient over the columns that share a setting."""
+    if column is None:
+        return None
     if param.numel() == 1:
         total = column.sum()
     else:
@@ -371,13 +374,13 @@ def _sample(call: Call, currents: Tensor) -> torch.Size:
 def _laid(call: Call, currents: Tensor) -> Tensor:
     """Currents whose samples are contiguous; the steps may lie anywhere."""
     if call.drive == "given":
-        return currents if currents[0].is_contiguous() else currents.contiguous()
+        return currents if currents.is_contiguous() or currents[0].is_contiguous() else currents.contiguous()
     return currents.contiguous()
 
 
 def _laid_train(grad: Tensor) -> tuple[Tensor, int]:
     """A gradient with contiguous samples, and the elements between its steps (0: the same at each)."""
-    if not grad[0].is_contiguous():
+    if not (grad.is_contiguous() or grad[0].is_contiguous()):
         grad = grad.contiguous()
     return grad, grad.stride(0)
 
@@ -412,10 +415,20 @@ def _unroll_op(
     inner: int,
     features: int,
     fields: int,
+    learned: int,
     membrane: bool,
 ) -> list[Tensor]:
     call = Call(
-        kernel, tuple(macros.split()), tuple(numbers), drive, steps, inner, features, fields, membrane
+        kernel,
+        tuple(macros.split()),
+        tuple(numbers),
+        drive,
+        steps,
+        inner,
+        features,
+        fields,
+        learned,
+        membrane,
     )
     return run_forward(call, currents, state, params)
 
@@ -423,7 +436,7 @@ def _unroll_op(
 @_unroll_op.register_fake
 def _(
     currents: Tensor, state: Any, params: Any, kernel: Any, macros: Any, numbers: Any, drive: str, steps: int,
-    inner: Any, features: Any, fields: int, membrane: bool,
+    inner: Any, features: Any, fields: int, learned: Any, membrane: bool,
 ) -> list[Tensor]:  # fmt: skip
     train = currents.new_empty((steps, *(currents.shape[1:] if drive == "given" else currents.shape)))
     trains = [train, torch.empty_like(train)] if membrane else [train]
@@ -444,10 +457,20 @@ def _unroll_backward_op(
     inner: int,
     features: int,
     fields: int,
+    learned: int,
     membrane: bool,
 ) -> list[Tensor]:
     call = Call(
-        kernel, tuple(macros.split()), tuple(numbers), drive, steps, inner, features, fields, membrane
+        kernel,
+        tuple(macros.split()),
+        tuple(numbers),
+        drive,
+        steps,
+        inner,
+        features,
+        fields,
+        learned,
+        membrane,
     )
     found = run_backward(call, currents, state, params, grads)
     return [tensor for tensor in found if tensor is not None]
@@ -456,15 +479,18 @@ def _unroll_backward_op(
 @_unroll_backward_op.register_fake
 def _(
     currents: Tensor, state: list[Tensor], params: list[Tensor], grads: Any, kernel: Any, macros: str,
-    numbers: Any, drive: Any, steps: Any, inner: Any, features: Any, fields: Any, membrane: Any,
+    numbers: Any, drive: Any, steps: Any, inner: Any, features: Any, fields: Any, learned: int, membrane: Any,
 ) -> list[Tensor]:  # fmt: skip
-    learned = params if "PARAM_GRADS" in macros.split() else []
-    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (currents, *state, *learned)]
+    wanted = [param for k, param in enumerate(params) if learned >> k & 1]
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (currents, *state, *wanted)]
+
+
+_LEARNED = Call._fields.index("learned")
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
     currents, state, params, *ctx.call = inputs
-    ctx.fields = len(state)
+    ctx.fields, ctx.learned = len(state), ctx.call[_LEARNED]
     ctx.save_for_backward(currents, *state, *params)
 
 
@@ -472,7 +498,8 @@ def _op_backward(ctx: Any, grads: list[Tensor]) -> Any:
     currents, *tensors = ctx.saved_tensors
     state, params = tensors[: ctx.fields], tensors[ctx.fields :]
     found = torch.ops.marsnn.unroll_backward(currents, state, params, grads, *ctx.call)
-    grad_params = found[1 + ctx.fields :] or [None] * len(params)
+    rest = iter(found[1 + ctx.fields :])
+    grad_params = [next(rest) if ctx.learned >> k & 1 else None for k in range(len(params))]
     return found[0], found[1 : 1 + ctx.fields], grad_params, *[None] * len(ctx.call)
 
 

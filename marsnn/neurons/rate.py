@@ -113,8 +113,8 @@ class RateNeuron(Neuron):
 
     def _macros(self) -> tuple[str, ...]:
         """The kernel's form of reset and detach_reset."""
-        chosen = {"RESET_ZERO": self.reset == "zero", "DETACH_RESET": self.detach_reset}
-        return tuple(macro for macro, on in chosen.items() if on)
+        reset = ("RESET_ZERO",) if self.reset == "zero" else ()
+        return (*reset, "DETACH_RESET") if self.detach_reset else reset
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "reset": self.reset, "detach_reset": self.detach_reset}

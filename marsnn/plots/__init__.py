@@ -9,5 +9,14 @@ from marsnn.plots.bands import raster
 from marsnn.plots.energy import energy_bars
 from marsnn.plots.membranes import traces
 from marsnn.plots.rates import firing_rates
+from marsnn.plots.speed import speed_bars, speed_scaling
 
-__all__ = ["accuracy_energy", "energy_bars", "firing_rates", "raster", "traces"]
+__all__ = [
+    "accuracy_energy",
+    "energy_bars",
+    "firing_rates",
+    "raster",
+    "speed_bars",
+    "speed_scaling",
+    "traces",
+]

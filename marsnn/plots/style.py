@@ -78,6 +78,9 @@ def spikes_label(sign: str, count: int) -> str:
 def legend_above(ax: Axes, **entries: object) -> None:
     """A legend in one row above the axes, where it covers no data; titles go to the left of it."""
     ax.legend(
-        loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=5, frameon=False, fontsize="small",
-        borderaxespad=0.2, columnspacing=1.2, handlelength=1.4, handletextpad=0.5, **entries,
+        **{
+            "loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncols": 5, "frameon": False,
+            "fontsize": "small", "borderaxespad": 0.2, "columnspacing": 1.2, "handlelength": 1.4,
+            "handletextpad": 0.5, **entries,
+        }
     )  # fmt: skip

@@ -318,7 +318,7 @@ def test_twelve_lengths_stay_compiled():
 
 
 def test_the_operator_obeys_torchs_rules():
-    call = ("lif", "DTYPE_float32 SURROGATE_atan PARAM_GRADS", [2.0], "given", 3, 1, 1, 1, True)
+    call = ("lif", "DTYPE_float32 SURROGATE_atan LEARNED=1", [2.0], "given", 3, 1, 1, 1, 1, True)
     x = noise(3, 5).requires_grad_()
     tensors = [torch.tensor(0.5, requires_grad=True), torch.tensor(1.0)]
     checks = ("test_schema", "test_faketensor", "test_autograd_registration")

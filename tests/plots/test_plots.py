@@ -18,6 +18,7 @@ from marsnn.energy import count
 from marsnn.errors import InputError
 from marsnn.plots.style import NEGATIVE, POSITIVE
 from marsnn.record import Recording
+from tests.plots.test_speed import RESULT as SPEED
 from tests.test_tidy import ROWS
 
 
@@ -316,6 +317,8 @@ DRAW = {
     "accuracy_energy": lambda recording, ax: plots.accuracy_energy(ROWS, ax=ax),
     "raster": lambda recording, ax: plots.raster(recording, ax=ax),
     "traces": lambda recording, ax: plots.traces(recording, NETWORK, "atmn1", ax=ax),
+    "speed_bars": lambda recording, ax: plots.speed_bars(SPEED, ax=ax),
+    "speed_scaling": lambda recording, ax: plots.speed_scaling(SPEED, ax=ax),
     "firing_rates": lambda recording, ax: plots.firing_rates(recording, ax=ax),
     "energy_bars": lambda recording, ax: plots.energy_bars(totals(fp32=(1.0, 2.0)), ax=ax),
 }

@@ -14,11 +14,16 @@ namespace {
 
 const int VECTORS = 8;  // side by side, to hide the latency of one behind the others
 const long GROUP = VECTORS * LANES;
-const long AHEAD = 4;   // rows fetched before they are needed
+const long AHEAD = 8;   // rows fetched before they are needed
 const long TOO_LARGE_TO_CACHE = 4 << 20;  // bytes of a result that nothing will find in a cache again
 const int SLOTS = (int)Neuron::PARAMS + (Neuron::PARAMS == 0);  // an array has at least one element
 const int FIELDS = (int)Neuron::STATES;
 const long KEPT = (FIELDS + 2) * VECTORS;  // of a step in the backward: states before, current, gradient of the spikes
+
+#if !defined(LEARNED)
+#define LEARNED 0  // bit k: parameter k wants its gradient
+#endif
+constexpr bool learned(int k) { return LEARNED >> k & 1; }
 
 struct Problem {
     long T, M;             // steps, columns
@@ -52,7 +57,7 @@ struct Gradients {
     const Stored* const* after;       // each may be null
     Stored* currents;                 // of the inputs
     Stored* const* state;             // each null where the state was at rest
-    C* const* params;
+    C* const* params;  // of those that are learned
     bool stream;
 };
 
@@ -161,9 +166,7 @@ void group_backward(const Problem& q, const Tensors& x, const Gradients& d, long
         held[g] = wide(0);
         for (int k = 0; k < FIELDS; k++) grad[k][g] = d.after[k] ? load(d.after[k] + at, g) : constant(0);
     }
-#if defined(PARAM_GRADS)
     Wide grad_params[SLOTS][VECTORS] = {};
-#endif
     for (long t = q.T - 1; t >= 0; t--) {
         const bool each = t < q.live && !q.held;
 #pragma GCC unroll 8
@@ -176,9 +179,8 @@ void group_backward(const Problem& q, const Tensors& x, const Gradients& d, long
             S spike = kept[t * KEPT + (FIELDS + 1) * VECTORS + g];
             S in = Neuron::back(kept[t * KEPT + FIELDS * VECTORS + g], before, p, q.numbers, spike, own, gp);
             for (int k = 0; k < FIELDS; k++) grad[k][g] = own[k];
-#if defined(PARAM_GRADS)
-            for (int k = 0; k < Neuron::PARAMS; k++) grad_params[k][g] += gp[k];
-#endif
+            for (int k = 0; k < Neuron::PARAMS; k++)
+                if (learned(k)) grad_params[k][g] += gp[k];
             if (q.held) held[g] += value(in);
             if (each) store(d.currents + t * q.M + at, g, in, d.stream);
         }
@@ -189,12 +191,9 @@ void group_backward(const Problem& q, const Tensors& x, const Gradients& d, long
             if (d.state[k]) store(d.state[k] + at, g, grad[k][g]);
     }
     if (d.stream) settle();
-#if defined(PARAM_GRADS)
     for (int k = 0; k < Neuron::PARAMS; k++)
-        for (long j = 0; j < n; j++) d.params[k][c + j] = grad_params[k][j / LANES][j % LANES];
-#else
-    (void)n;
-#endif
+        if (learned(k))
+            for (long j = 0; j < n; j++) d.params[k][c + j] = grad_params[k][j / LANES][j % LANES];
 }
 
 // The last columns, fewer than a group, as rows of a whole group beside zeros.

@@ -1,0 +1,97 @@
+"""The verb `bench`: one benchmark each, a table for people and JSON for machines and for benchmarks/."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from marsnn.cli.options import Json, Seed, print_json
+
+bench = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Measure accuracy, speed and memory, beside others and beside a limit. All take --save, --seed and "
+    "--json.",
+    epilog="Example:  marsnn bench neurons --save benchmarks/neurons.json",
+)
+
+Save = Annotated[Path | None, typer.Option(help="write the result to this .json")]
+
+
+class Form(StrEnum):
+    """How an image becomes tokens."""
+
+    flat = "flat"
+    rows = "rows"
+
+
+class Device(StrEnum):
+    """Where tensors lie."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+@bench.command(epilog="Example:  marsnn bench digits --form rows --save benchmarks/digits-rows.json")
+def digits(
+    form: Annotated[Form, typer.Option(help="flat images or rows as a sequence")] = Form.flat,
+    seeds: Annotated[int, typer.Option(help="trainings per model after tuning", min=1)] = 5,
+    epochs: Annotated[int, typer.Option(help="passes over the training data", min=1)] = 40,
+    save: Save = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Accuracy of ATMN, LIF, a dense net and an SVM, equally tuned."""
+    from marsnn.bench import digits as benchmark
+
+    _measure(
+        lambda: benchmark.run(form.value, seeds=range(seed, seed + seeds), epochs=epochs),
+        benchmark.table,
+        save,
+        as_json,
+    )
+
+
+@bench.command(epilog="Example:  marsnn bench neurons --save benchmarks/neurons.json")
+def neurons(
+    device: Annotated[Device, typer.Option(help="cpu or cuda")] = Device.cpu,
+    rounds: Annotated[int, typer.Option(help="how often all run, one after the other", min=3)] = 40,
+    quick: Annotated[bool, typer.Option("--quick", help="small: whether it works, not how fast")] = False,
+    save: Save = None,
+    plot: Annotated[Path | None, typer.Option(help="draw it to this .png")] = None,
+    seed: Annotated[int, typer.Option(help="accepted for uniformity: the currents are fixed")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Speed and memory of every neuron, beside other libraries and a memory copy."""
+    from marsnn.bench import neurons as benchmark
+    from marsnn.files import probe
+
+    if plot:
+        probe(plot)
+    result = _measure(lambda: benchmark.run(quick, device.value, rounds), benchmark.markdown, save, as_json)
+    if plot:
+        from marsnn.plots.files import save_figure
+        from marsnn.plots.speed import speed_panels
+
+        save_figure(speed_panels(result), plot)
+
+
+def _measure(
+    run: Callable[[], dict[str, Any]], text: Callable[[dict[str, Any]], str], save: Path | None, as_json: bool
+) -> dict[str, Any]:
+    from marsnn.files import json_text, probe, write_text
+
+    if save:
+        probe(save)
+    result = run()
+    if save:
+        write_text(save, json_text(result))
+    if as_json:
+        print_json(result)
+    else:
+        print(text(result))
+    return result

@@ -9,7 +9,7 @@ from marsnn import neurons
 from marsnn.energy import count
 from marsnn.hardware import export
 from marsnn.network import Network
-from marsnn.neurons import ATMN, LIF
+from marsnn.neurons import ATMN, LIF, fused
 from marsnn.simulator import simulate
 from marsnn.training import TrainConfig, accuracy, train
 
@@ -35,6 +35,37 @@ def test_neurons_decide_alike(name, dtype):
     assert there.dtype == dtype
     assert torch.equal(here, there.cpu())
     assert torch.equal(state[0], far_state[0].cpu())
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 5, 8, 16, 31, 32, 33, 64, 100, 257])
+@pytest.mark.parametrize("name", neurons.names())
+def test_kernels_run_and_equal_the_steps(name, T):
+    reference, fast = (
+        neurons.get(name)(32, backend=backend).to("cuda") for backend in ("reference", "fused")
+    )
+    x = torch.randn(T, 50, 32, device="cuda")
+    upstream = torch.randn(T, 50, 32, device="cuda")
+    fast(x.clone().requires_grad_())  # on first use the kernel is held against the steps
+    fused.LAUNCHES.clear()
+    found = []
+    for neuron in (reference, fast):
+        y = x.clone().requires_grad_()
+        spikes, state = neuron(y)
+        found.append((spikes, *state, torch.autograd.grad(spikes, y, upstream)[0]))
+    assert {key[2]: count for key, count in fused.LAUNCHES.items()} == {"forward": 1, "backward": 1}
+    for a, b in zip(found[0][:-1], found[1][:-1], strict=True):
+        assert torch.equal(a, b)
+    torch.testing.assert_close(found[1][-1], found[0][-1], rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_run_on_the_current_stream():
+    stream, lif = torch.cuda.Stream(), LIF(backend="fused").cuda()
+    x = torch.randn(8, 1 << 20, device="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        spikes = lif(x * 1.5)[0]
+    stream.synchronize()
+    assert torch.equal(spikes, LIF(backend="reference").cuda()(x * 1.5)[0])
 
 
 def test_simulate_streams_and_agrees_with_the_cpu():

@@ -9,6 +9,9 @@ once more, block by block, and then back.
     inside torch.compile   a custom operator, marsnn::unroll, which needs no graph break
     create_graph=True      the gradient is that of the reference, differentiable again
 
+On a GPU the same sources are built by NVRTC (`cuda.py`); a kernel is believed there once it has done, on that
+device, what the steps do.
+
 The reference is taken instead for a surrogate of another library, a dtype or device without kernels, inside
 torch.func transforms and other dispatch modes, and where there is no compiler, which is said once.
 """
@@ -27,7 +30,7 @@ from torch import Tensor
 from marsnn import surrogate as surrogates
 from marsnn.checks import finite
 from marsnn.errors import InputError, NonFiniteError
-from marsnn.neurons import compiler
+from marsnn.neurons import compiler, cuda
 
 DTYPES = {
     torch.float32: "float32",
@@ -88,15 +91,20 @@ def kernel_for(neuron: Any, currents: Tensor) -> Kernel | str:
         return "it has no kernel for this step function and these settings"
     if isinstance(neuron.surrogate, surrogates._Foreign):
         return "the surrogate is another library's; take one of marsnn.surrogate"
-    if currents.dtype not in DTYPES or currents.device.type != "cpu":
+    if currents.dtype not in DTYPES or currents.device.type not in ("cpu", "cuda"):
         return f"there are no kernels for {currents.dtype} on {currents.device.type}"
-    if not torch.compiler.is_compiling() and (
+    compiling = torch.compiler.is_compiling()
+    if not compiling and (
         type(currents) not in (Tensor, torch.nn.Parameter)
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
     ):
         return "tensors are being transformed or traced (torch.func, a dispatch mode, a subclass)"
-    return kernel if _have_compiler() else "there is no C++ compiler (CXX, c++, g++, clang++)"
+    if currents.device.type == "cpu":
+        return kernel if _have_compiler() else "there is no C++ compiler (CXX, c++, g++, clang++)"
+    if compiling:
+        return "torch.compile fuses the steps by itself on a GPU"
+    return kernel if cuda.nvrtc() else "torch brought no NVRTC, so it is not built for CUDA"
 
 
 def _found_compiler() -> bool:
@@ -173,9 +181,11 @@ def unroll(
             currents, list(given), tensors, call.kernel, " ".join(call.macros), list(call.numbers), *call[3:]
         )
     else:
+        reference = _Reference(neuron, params)
         try:
+            if currents.device.type != "cpu" and not _agrees(reference, call, currents, tensors):
+                return None
             if torch.is_grad_enabled():
-                reference = _Reference(neuron, params)
                 results = _Unroll.apply(call, reference, len(given), currents, *given, *tensors)
             else:
                 results = run_forward(call, currents, given, tensors)
@@ -218,6 +228,65 @@ class _Reference(NamedTuple):
             spikes.append(spike)
             membrane.append(now[0])
         return (torch.stack(spikes), *([torch.stack(membrane)] if call.membrane else []), *now)
+
+
+_AGREEMENT: dict[tuple[Any, ...], bool] = {}
+
+
+def _agrees(reference: _Reference, call: Call, currents: Tensor, params: Sequence[Tensor]) -> bool:
+    """Whether a GPU's kernel was found to do on this device what the steps do there; tried on first use.
+
+    Raises:
+        InputError: it doesn't, and the neuron's backend is "fused".
+    """
+    key = (call.kernel, call.macros, currents.device)
+    if key not in _AGREEMENT:
+        with torch.no_grad():
+            first = [param.reshape(-1)[0] for param in params]
+        _AGREEMENT[key] = probe(reference, call, currents, first)
+    if not _AGREEMENT[key]:
+        differs = f"the {call.kernel} kernel and its steps differ on {currents.device}"
+        if reference.neuron.backend == "fused":
+            raise InputError(f'{type(reference.neuron).__name__}: backend="fused" can\'t run this: {differs}')
+        _say_once(f"{differs}; neurons run step by step there")
+    return _AGREEMENT[key]
+
+
+def probe(reference: _Reference, call: Call, like: Tensor, params: Sequence[Tensor]) -> bool:
+    """Whether the kernel of a call does what its steps do: spikes, membranes and states bit for bit,
+    gradients within rounding, on currents of which half are multiples of the settings' quarters, which lie
+    on thresholds.
+
+    Args:
+        reference: the steps.   call: which kernel; its sizes don't matter.   like: any tensor of the dtype
+        and device.   params: one number each.
+    """
+    steps, columns = 7, 512
+    call = call._replace(drive="given", steps=steps, inner=1, features=1, membrane=True)
+    draw = torch.Generator().manual_seed(0)
+    scale = torch.tensor([1.0, *(abs(float(param)) for param in params)])
+    quarters = torch.randint(-12, 13, (steps, columns), generator=draw) / 4
+    ties = quarters * scale[torch.randint(len(scale), (steps, columns), generator=draw)]
+    noise = 2 * torch.randn(steps, columns, generator=draw)
+    currents = torch.where(torch.arange(columns) % 2 == 0, ties, noise).to(like)
+    upstream = torch.randn(steps, columns, generator=draw).to(like)
+    with torch.inference_mode(False), torch.enable_grad():
+        inputs = [each.detach().clone().requires_grad_() for each in (currents, *params)]
+        state = list(reference.neuron.initial_state(currents[0]))
+        wanted = reference.outputs(call, inputs[0], state, inputs[1:])
+        slopes = torch.autograd.grad(wanted[0], inputs, upstream, allow_unused=True)
+    with torch.no_grad():
+        found = run_forward(call, currents, state, params)
+        if not all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)):
+            return False
+        back = run_backward(call, currents, state, params, [upstream, *[None] * (len(found) - 1)])
+        gradients = [back[0], *back[1 + len(state) :]]
+        for gradient, slope in zip(gradients, slopes, strict=True):
+            if gradient is not None and slope is not None:
+                allowed = 64 * torch.finfo(like.dtype).eps * slope.abs().max().clamp(min=1)
+                if not bool(((gradient - slope).abs() <= allowed).all()):
+                    return False
+    return True
 
 
 class _Unroll(torch.autograd.Function):
@@ -281,7 +350,7 @@ def run_forward(
     after = [currents.new_empty(sample) for _ in range(call.fields)]
     failed = 0
     if spikes.numel():
-        failed = compiler.library(call.kernel, call.macros).forward(
+        failed = _library(call, currents).forward(
             *_problem(call, laid, sample.numel(), params),
             laid.data_ptr(),
             _pointers(state or [None] * call.fields),
@@ -321,7 +390,7 @@ def run_backward(
         currents.new_empty(sample, dtype=wide) if call.learned >> k & 1 else None for k in range(len(params))
     ]
     if sample.numel():
-        compiler.library(call.kernel, call.macros).backward(
+        _library(call, currents).backward(
             *_problem(call, laid, sample.numel(), params),
             laid.data_ptr(),
             _pointers(state or [None] * call.fields),
@@ -348,6 +417,13 @@ def _per_setting(call: Call, column: Tensor | None, param: Tensor) -> Tensor | N
     else:
         total = column.reshape(-1, call.features, call.inner).sum((0, 2))
     return total.reshape(param.shape).to(param.dtype)
+
+
+def _library(call: Call, currents: Tensor) -> Any:
+    """`forward` and `backward` for the device that holds the currents."""
+    if currents.device.type == "cuda":
+        return cuda.library(call.kernel, call.macros, currents.device.index)
+    return compiler.library(call.kernel, call.macros)
 
 
 def _problem(call: Call, laid: Tensor, columns: int, params: Sequence[Tensor]) -> tuple[Any, ...]:

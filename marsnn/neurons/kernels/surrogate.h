@@ -10,10 +10,8 @@ INLINE S reciprocal(S x) { return constant(1) / x; }
 // e^x to about one unit in the last place.
 INLINE Wide exponential(Wide x) {
 #if defined(DTYPE_float64)
-    for (int i = 0; i < LANES; i++) x[i] = std::exp(x[i]);
-    return x;
+    return exponential_of_double(x);
 #else
-    typedef int Ints __attribute__((vector_size(64)));
     x = select(x < wide(-87.3f), wide(-87.3f), select(x > wide(88.7f), wide(88.7f), x));
     Wide n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
     Wide r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
@@ -24,7 +22,7 @@ INLINE Wide exponential(Wide x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    return p * (Wide)((__builtin_convertvector(n, Ints) + 127) << 23);
+    return p * power_of_two(n);
 #endif
 }
 

@@ -19,6 +19,17 @@ def same(first, second):
     return first == second
 
 
+def column(*values, dtype=torch.float64):
+    """Currents [T, 1] of one neuron."""
+    return torch.tensor(values, dtype=dtype).unsqueeze(-1)
+
+
+def traced(neuron, *currents):
+    """Spikes and membranes of one neuron in float64, as lists over T."""
+    spikes, membrane, _ = neuron.double().trace(column(*currents))
+    return spikes.flatten().tolist(), membrane.flatten().tolist()
+
+
 def atan_slope(x, alpha=2.0):
     """The default surrogate's derivative, written out for numpy."""
     pi = 3.141592653589793

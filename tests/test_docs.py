@@ -10,6 +10,7 @@ import matplotlib
 import pytest
 
 import marsnn
+from marsnn import neurons
 
 matplotlib.use("Agg")
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,12 @@ def test_python_in_the_pages_runs(page, tmp_path, monkeypatch, capsys, lava_pyth
     exec(compile(block, str(page), "exec"), {})  # our own page, not a user's file
     matplotlib.pyplot.close("all")
     assert "0 mismatches of" in capsys.readouterr().out
+
+
+def test_every_neuron_stands_in_both_tables_of_equations():
+    text = (ROOT / "docs" / "equations.md").read_text(encoding="utf-8")
+    for name in neurons.names():
+        assert len(re.findall(rf"^\| `{name}` \|", text, flags=re.MULTILINE)) == 2, name
 
 
 def test_every_link_between_the_pages_leads_somewhere():

@@ -17,7 +17,7 @@ from marsnn.errors import ExportError
 from marsnn.hardware.certificate import LARGEST_DOUBLINGS
 from marsnn.hardware.integer import ATMN_DECAYS, LARGEST_STEPS, Arrival, Kind
 from marsnn.network import Network
-from marsnn.neurons import ATMN, LIF
+from marsnn.neurons import ATMN, LIF, TMN
 from marsnn.neurons.base import Neuron
 
 Reals = NDArray[np.float64]
@@ -106,7 +106,7 @@ def _pairs(network: Network, inputs: int, refusals: list[str]) -> list[Pair]:
         else:
             refusals.append(
                 f"{name}: {type(layer).__name__} has no exact form in this mode; "
-                "window mode maps Linear, ATMN and LIF"
+                "window mode maps Linear, ATMN, TMN and LIF"
             )
     if pending is not None:
         pairs.append((pending[0], pending[0], pending[1], None))
@@ -132,7 +132,7 @@ def _unmappable(neuron: Neuron | None) -> list[str]:
         return []
     if neuron.feature_dim != -1:
         return [f"feature_dim = {neuron.feature_dim}; this mode maps [L, B, N], with N last"]
-    if isinstance(neuron, ATMN) and type(neuron) is ATMN:
+    if isinstance(neuron, ATMN) and type(neuron) in (ATMN, TMN):  # TMN is a setting of the same equation
         tau = neuron.tau.item()
         if tau not in ATMN_DECAYS:
             known = ", ".join(f"{value:g}" for value in ATMN_DECAYS)
@@ -142,7 +142,7 @@ def _unmappable(neuron: Neuron | None) -> list[str]:
         if len(neuron.beta.flatten().unique()) > 1:
             return ["beta differs between neurons; use one beta a layer"]
         return []
-    return [f"{type(neuron).__name__} has no integer form in this mode; window mode maps ATMN and LIF"]
+    return [f"{type(neuron).__name__} has no integer form in this mode; window mode maps ATMN, TMN and LIF"]
 
 
 def _affine(linear: nn.Linear | None, inputs: int) -> tuple[Reals, Reals]:

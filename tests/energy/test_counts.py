@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from marsnn import ATMN, LIF, Network, simulate
 from marsnn.energy import LayerCounts, count
 from marsnn.errors import InputError, NonFiniteError, ShapeError
-from marsnn.neurons import LeakyIntegrator
+from marsnn.neurons import IntegerLIF, LeakyIntegrator
 
 
 def linear(weight: list[list[float]], bias: list[float] | None = None) -> nn.Linear:
@@ -158,6 +158,18 @@ def test_graded_spikes_are_booked_apart():
     network = Network({"lif": GradedLIF(2, steps=1, beta=0.0), "fc": linear([[1.0, 1.0]])})
     fc = count(network, torch.tensor([[[2.0, 1.0]]])).layers["fc"]
     assert (fc.graded_ac, fc.dense_graded_ac, fc.ac, fc.mac, fc.baseline_mac) == (2, 2, 0, 0, 2)
+
+
+def test_both_readings_of_integer_spikes():
+    """h = 2.3, .4, 9 -> 2, 0, 4: two graded accumulates a weight, or 2 + 4 plain ones once unfolded."""
+    neuron = IntegerLIF(3, steps=1, beta=0.0, max_level=4)
+    x = torch.tensor([[[2.3, 0.4, 9.0]]])
+    fc = linear([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    folded = count(Network({"own": neuron, "fc": fc}), x).layers["fc"]
+    assert (folded.graded_ac, folded.ac) == (3, 0)  # 2 meets both rows, 4 only the first
+    unfolded = neuron.unfold(neuron.encode(x[0])).flatten(0, 1)  # [T D, B, N], in {0, 1}
+    plain = count(fc, unfolded).layers["Linear"]
+    assert (plain.graded_ac, plain.ac) == (0, 2 * 2 + 4)
 
 
 def test_a_readout_membrane_is_not_a_spike():

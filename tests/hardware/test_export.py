@@ -1,5 +1,7 @@
 """Unit and property: what export refuses, what quantization keeps, and that the certificate is true."""
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from marsnn.hardware.graph import extract
 from marsnn.hardware.integer import STATE_MAX, UNITY, IntegerGraph, Stage
 from marsnn.hardware.quantize import input_scale, quantize
 from marsnn.network import Network
-from marsnn.neurons import ATMN, LIF, LeakyIntegrator
+from marsnn.neurons import ATMN, LIF, TMN, LeakyIntegrator, get, names
 from marsnn.simulator import simulate
 
 
@@ -60,6 +62,45 @@ def test_all_refusals_at_once_each_with_its_layer(tmp_path):
         assert expected in told
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("name", names())
+def test_each_neuron_is_mapped_or_refused_by_name(name, tmp_path):
+    """`tests/hardware/test_lava_parity.py` shows that those that are mapped are mapped rightly."""
+    torch.manual_seed(0)
+    net = Network({"fc": nn.Linear(6, 5), "own": get(name)(5, steps=4), "out": nn.Linear(5, 2)})
+    if name in ("ATMN", "TMN", "LIF"):
+        assert export(net, sample(), tmp_path / "bundle").golden.spikes["own"].any()
+    else:
+        with pytest.raises(ExportError, match=f"own: {name} has no integer form.* maps ATMN, TMN and LIF"):
+            export(net, sample(), tmp_path / "bundle")
+        assert not (tmp_path / "bundle").exists()
+
+
+def test_tmn_is_exported_as_the_atmn_that_it_is(tmp_path):
+    bundles = []
+    for build in (
+        lambda: TMN(10, threshold=0.5),
+        lambda: ATMN(10, tau=0.5, fire_at=0.5, threshold=0.5, learn_threshold=False),
+    ):
+        torch.manual_seed(0)
+        net = Network({"fc": nn.Linear(6, 10), "own": build(), "out": nn.Linear(10, 3)})
+        bundles.append(export(net, sample(), tmp_path / str(len(bundles))))
+    tmn, atmn = bundles
+    assert np.array_equal(tmn.golden.spikes["own"], atmn.golden.spikes["own"])
+    assert np.array_equal(tmn.outputs(), atmn.outputs())
+    for ours, theirs in zip(tmn.graph.stages, atmn.graph.stages, strict=True):
+        for field in fields(Stage):
+            assert np.array_equal(getattr(ours, field.name), getattr(theirs, field.name)), field.name
+
+
+def test_a_subclass_with_another_step_is_refused(tmp_path):
+    class Other(TMN):
+        pass
+
+    net = Network({"fc": nn.Linear(6, 10), "own": Other(10), "out": nn.Linear(10, 3)})
+    with pytest.raises(ExportError, match="own: Other has no integer form"):
+        export(net, sample(), tmp_path / "bundle")
 
 
 def test_a_network_without_neurons_is_refused(tmp_path):

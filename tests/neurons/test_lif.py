@@ -6,18 +6,9 @@ import torch
 
 from marsnn.errors import InputError
 from marsnn.neurons import LIF, LeakyIntegrator, LIFParams, LIFState, lif_step
-from tests.helpers import atan_slope
+from tests.helpers import atan_slope, column, traced
 
 RESETS = pytest.mark.parametrize("reset", ["subtract", "zero"])
-
-
-def column(*values, dtype=torch.float64):
-    return torch.tensor(values, dtype=dtype).unsqueeze(-1)
-
-
-def traced(neuron, *currents):
-    spikes, membrane, _ = neuron.double().trace(column(*currents))
-    return spikes.flatten().tolist(), membrane.flatten().tolist()
 
 
 # ---- golden -----------------------------------------------------------------------------------------

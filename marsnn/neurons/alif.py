@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from marsnn import surrogate as surrogates
@@ -119,6 +120,15 @@ class ALIF(RateNeuron):
             detach_reset=self.detach_reset,
             spike=self.surrogate,
         )
+
+    def firing_level(self, spikes: Tensor) -> Tensor:
+        """The threshold that the spikes before each step have raised, [T, *, N]."""
+        p = self.params(spikes)
+        a, levels = torch.zeros_like(spikes[0]), []
+        for s in spikes:
+            levels.append(p.threshold + p.adaptation * a)
+            a = p.rho * a + s
+        return torch.stack(levels)
 
     def check_tensors(self) -> None:
         super().check_tensors()

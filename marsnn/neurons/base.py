@@ -126,6 +126,17 @@ class Neuron(nn.Module, ABC):
         is `decode(train)`: a rate code keeps its rate, whatever T is.
         """
 
+    def firing_level(self, spikes: Tensor) -> Tensor | None:
+        """Where the membrane of each step fires, for plots: broadcastable against spikes [T, *, N] from rest.
+
+        The first positive level, in the units of the membrane; None where the neuron has no threshold.
+        """
+        threshold = getattr(self, "threshold", None)
+        if threshold is None:
+            return None
+        level: Tensor = getattr(self, "fire_at", 1.0) * self._along_features(threshold, spikes)
+        return level
+
     @property
     @abstractmethod
     def update_cost(self) -> UpdateCost:

@@ -139,6 +139,10 @@ class Izhikevich(Neuron):
         """One, at every step."""
         return train.new_ones(())
 
+    def firing_level(self, spikes: Tensor) -> Tensor:
+        """The peak."""
+        return spikes.new_tensor(self.peak)
+
     def kernel(self, like: Tensor) -> Kernel:
         macros = ("DETACH_RESET",) if self.detach_reset else ()
         p = self.params(like)

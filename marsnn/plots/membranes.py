@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 
 from marsnn.errors import InputError
@@ -37,9 +38,9 @@ def traces(
 
     Each step is drawn in two halves: on the left the membrane before the reset, h = u + s V, on the right
     the membrane u that the reset leaves. A spike is a triangle at h, up and blue or down and orange, and
-    the drop to u has its colour. After a reset to zero h is not recorded: it is drawn at the firing level,
-    the least that it can have been. A threshold that moves is not recorded either: the level is the one at
-    rest, and h is off by the difference.
+    the drop to u has its colour. After a reset to a value h is not recorded: it is drawn at the firing level,
+    the least that it can have been. A threshold that moves with the spikes is worked out from them, from
+    rest.
 
     Args:
         recording: from `simulate`, with spikes and membrane [L, T, B, *N].
@@ -80,18 +81,16 @@ def traces(
         s = np.zeros_like(u)
     else:
         s = array_of(recording.spikes, "spikes", layer).reshape(tokens * steps, batch, -1)[:, *column]
-    level = _at(getattr(model, "threshold", None), model.feature_dim, place, shape)
-    fires_at = getattr(model, "fire_at", 1.0) * level
-    zeroed = getattr(model, "reset", "subtract") == "zero"
-    h = np.where(s != 0, np.sign(s) * fires_at if zeroed else u + s * level, u) if model.levels else u
+    level = _firing_level(model, recording, layer, column) if model.levels else None
+    h = u if level is None else np.where(s != 0, _before_reset(model, u, s, level, place, shape), u)
 
     ax = axes_or_new(ax, 8.0, 3.0)
     step_ruler(ax, tokens, steps)
     ax.axhline(0.0, color=INK, linewidth=0.5, zorder=1)
-    if model.levels:
-        ax.axhline(fires_at, color=POSITIVE, linestyle="--", linewidth=1, label=f"fires at {fires_at:.3g}")
-    if min(model.levels, default=0) < 0:
-        ax.axhline(-fires_at, color=NEGATIVE, linestyle="--", linewidth=1, label=f"at {-fires_at:.3g}")
+    if level is not None:
+        _draw_level(ax, level, POSITIVE, "fires at")
+        if min(model.levels) < 0:
+            _draw_level(ax, -level, NEGATIVE, "at")
     _draw_steps(ax, h, u)
     if model.levels:
         _draw_spikes(ax, h, u, s)
@@ -99,6 +98,43 @@ def traces(
     ax.margins(y=0.12)
     legend_above(ax)
     return ax
+
+
+def _firing_level(
+    model: Neuron, recording: Recording, layer: str, column: tuple[int, int]
+) -> np.ndarray | None:
+    """Of one neuron at each micro-step [L T], from the spikes of its layer; None where it has none."""
+    spikes = torch.as_tensor(recording.spikes[layer])  # [L, T, B, *N]
+    spikes = spikes.to(next((b.dtype for b in model.buffers() if b.is_floating_point()), torch.float64))
+    trains = [spikes.flatten(0, 1)] if model.carry == "sequence" else list(spikes)
+    levels = []
+    with torch.no_grad():
+        model = copy.deepcopy(model).cpu()
+        for train in trains:
+            level = model.firing_level(train)
+            if level is None:
+                return None
+            levels.append(level.expand(train.shape).flatten(2)[:, column[0], column[1]])
+    return torch.cat(levels).double().numpy()
+
+
+def _before_reset(
+    model: Neuron, u: np.ndarray, s: np.ndarray, level: np.ndarray, place: int, shape: list[int]
+) -> np.ndarray:
+    threshold = getattr(model, "threshold", None)
+    if threshold is None or getattr(model, "reset", "subtract") == "zero":
+        return np.sign(s) * level
+    return u + s * _at(threshold, model.feature_dim, place, shape)
+
+
+def _draw_level(ax: Axes, level: np.ndarray, color: str, text: str) -> None:
+    """A dashed line; steps where the level moves."""
+    if np.ptp(level) == 0:
+        ax.axhline(level[0], color=color, linestyle="--", linewidth=1, label=f"{text} {level[0]:.3g}")
+    else:
+        edges = np.arange(len(level) + 1) - 0.5
+        levels = np.append(level, level[-1])
+        ax.step(edges, levels, color=color, linestyle="--", linewidth=1, where="post", label=text)
 
 
 def _draw_steps(ax: Axes, h: np.ndarray, u: np.ndarray) -> None:
@@ -132,10 +168,8 @@ def _neuron_of(source: Network | Neuron, layer: str) -> Neuron:
     return source.neurons[layer]
 
 
-def _at(setting: Any, feature_dim: int, place: int, shape: list[int]) -> float:
-    """A setting, [] or [N], at a flat place of *N; 0 where the neuron has no such setting."""
-    if setting is None:
-        return 0.0
+def _at(setting: torch.Tensor, feature_dim: int, place: int, shape: list[int]) -> float:
+    """A setting, [] or [N], at a flat place of *N."""
     values = setting.detach().cpu().double().flatten()
     feature = np.unravel_index(place, shape)[feature_dim] if len(values) > 1 else 0
     return float(values[int(feature)])

@@ -16,6 +16,7 @@ from torch import nn
 from marsnn import ATMN, LIF, EnergyReport, LeakyIntegrator, Network, plots, simulate
 from marsnn.energy import count
 from marsnn.errors import InputError
+from marsnn.neurons import ALIF, Izhikevich
 from marsnn.plots.style import NEGATIVE, POSITIVE
 from marsnn.record import Recording
 from tests.plots.test_speed import RESULT as SPEED
@@ -209,6 +210,33 @@ def test_traces_pick_the_sample_and_the_flat_neuron():
     after = line_of(axes, "membrane")[1].reshape(-1, 4)[:, 3]
     np.testing.assert_allclose(after, recording.membrane["atmn1"][:, :, 2, 1, 1, 2].ravel())
     assert "fires at 3" in legend(axes)
+
+
+def test_traces_follow_a_threshold_that_moves():
+    """ALIF's golden values: A = 1, 1.5, 1.25, 1.625, 1.3125 and spikes at steps 0, 2, 4."""
+    alif = ALIF(1, steps=5, beta=0.5, rho=0.5, adaptation=0.5)
+    recording = simulate(Network({"own": alif}), torch.zeros(1, 1, 1))
+    currents = torch.tensor([1.0, 1.0, 1.25, 0.5, 1.5]).reshape(5, 1, 1)
+    spikes, membrane, _ = alif.trace(currents)
+    recording.spikes["own"], recording.membrane["own"] = spikes[None].numpy(), membrane[None].numpy()
+    axes = plots.traces(recording, alif, "own")
+    assert line_of(axes, "fires at")[1].tolist() == [1, 1.5, 1.25, 1.625, 1.3125, 1.3125]
+    np.testing.assert_allclose(line_of(axes, "+ 3 spikes"), [[0, 2, 4], [1, 1.75, 1.9375]])
+    for carry, begins in (("sequence", 1 + 0.5 * 1.3125), ("token", 1.0)):  # goes on, or from rest
+        alif.carry = carry
+        for kept in (recording.spikes, recording.membrane):
+            kept["own"] = np.concatenate([kept["own"][:1]] * 2)
+        level = line_of(plots.traces(recording, alif, "own"), "fires at")[1]
+        assert level[5] == begins
+
+
+def test_traces_of_a_reset_to_a_value():
+    """Izhikevich fires at 30 mV and is set to -65: what it reached is drawn at the peak."""
+    network = Network({"cell": Izhikevich(1, steps=200)})
+    axes = plots.traces(simulate(network, torch.full((1, 1, 1), 20.0)), network, "cell")
+    assert "fires at 30" in legend(axes)
+    spikes = next(label for label in legend(axes) if label.endswith(" spikes"))
+    assert set(line_of(axes, spikes)[1]) == {30}
 
 
 def test_traces_after_a_reset_to_zero_put_the_peak_at_the_threshold():

@@ -34,10 +34,10 @@ struct Neuron {
         gs = gs + -g[0] * p[V];
 #endif
         S gunder = -gs * derivative(under, k[0]), gover = gs * derivative(over, k[0]);
-        gh = gh + -(gunder / p[V]);
-        gh = gh + gover / p[V];
-        gp[V] += value(-gunder * (under / p[V])) + value(-gover * (over / p[V]));
-        gp[V] -= value(gunder / p[V] + gover / p[V]) * (C)k[1];
+        S dunder = gunder / p[V], dover = gover / p[V];
+        gh = gh + -dunder;
+        gh = gh + dover;
+        gp[V] -= value(dunder) * value(under) + value(dover) * value(over) + value(dunder + dover) * (C)k[1];
         gp[TAU] += value(-gh * (u / p[TAU]));
         g[0] = amplified(gh, p, k);
         return gh;

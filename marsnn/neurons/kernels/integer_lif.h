@@ -41,7 +41,7 @@ struct Neuron {
             S gx = (m ? gs : gs + gfired) * derivative(x, k[0]);
             S gd = gx / p[THRESHOLD];
             gh = gh + gd;
-            gp[THRESHOLD] += value(-gx * (x / p[THRESHOLD])) - value(gd) * (C)(m + k[1]);
+            gp[THRESHOLD] -= value(gd) * (value(x) + (C)(m + k[1]));
         }
         return gh;
     }

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,41 +82,46 @@ def _built(header: str, macros: tuple[str, ...]) -> Path:
     if found is None:
         raise BuildError("no C++ compiler found (CXX, c++, g++, clang++); install one, e.g. g++")
     text = source(header, macros)
-    name = f"{header}-{_fingerprint(text, found)}.so"
-    kept = cache_folder() / name
-    if not kept.exists():
+    machine = (found, str(os.stat(found).st_mtime_ns), platform.platform(), _processor())
+    return kept(header, fingerprint(text, *machine) + ".so", lambda made: _build(found, header, text, made))
+
+
+def kept(header: str, name: str, build: Callable[[Path], None]) -> Path:
+    """A kernel's file in the cache; where there is none yet, `build` writes it."""
+    path = cache_folder() / f"{header}-{name}"
+    if not path.exists():
         waiting = threading.Timer(PATIENCE_S, _say_waiting, (header,))
         waiting.start()
         try:
-            _build(found, text, kept)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+                made = Path(folder) / "made"
+                build(made)
+                made.replace(path)  # whole or not at all, whoever else builds the same
         finally:
             waiting.cancel()
-    return kept
+    return path
 
 
-def _build(found: str, text: str, kept: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
-        unit, made = Path(folder) / "kernel.cpp", Path(folder) / "kernel.so"
-        unit.write_text(text)
-        complaint = ""
-        for flags in _TRIES:
-            command = [found, *_EXACT, *flags, f"-I{SOURCES}", str(unit), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode == 0:
-                made.replace(kept)  # whole or not at all, whoever else builds the same
-                return
-            complaint = complaint or next(iter(done.stderr.splitlines()), "no message")
-    raise BuildError(f"{found} could not build the kernel {kept.stem}: {complaint}")
+def _build(found: str, header: str, text: str, made: Path) -> None:
+    unit = made.with_name("kernel.cpp")
+    unit.write_text(text)
+    complaint = ""
+    for flags in _TRIES:
+        command = [found, *_EXACT, *flags, f"-I{SOURCES}", str(unit), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return
+        complaint = complaint or next(iter(done.stderr.splitlines()), "no message")
+    raise BuildError(f"{found} could not build the kernel {header}: {complaint}")
 
 
 def _say_waiting(header: str) -> None:
     print(f"marsnn: compiling the {header} kernel, once for this machine", file=sys.stderr, flush=True)
 
 
-def _fingerprint(text: str, found: str) -> str:
-    """What a library depends on: its sources, the compiler, and the processor it was built for."""
-    parts = [text, *(path.read_text() for path in sorted(SOURCES.glob("*.h")))]
-    parts += [found, str(os.stat(found).st_mtime_ns), platform.platform(), _processor()]
+def fingerprint(*parts: str) -> str:
+    """What a built kernel depends on: the sources, and what else its builder names."""
+    parts += tuple(path.read_text() for path in sorted(SOURCES.glob("*.h")))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
@@ -132,7 +138,7 @@ def _processor() -> str:
 def cache_folder() -> Path:
     """$MARSNN_CACHE, else marsnn/kernels in the user's cache folder; a temporary one where that can't be.
 
-    Libraries are loaded from it, so it must belong to the user, and no one else may write there.
+    Kernels are loaded from it, so it must belong to the user, and no one else may write there.
     """
     chosen = os.environ.get("MARSNN_CACHE")
     base = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

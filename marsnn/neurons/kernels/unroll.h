@@ -12,13 +12,13 @@
 
 namespace {
 
-const int VECTORS = 8;  // side by side, to hide the latency of one behind the others
-const long GROUP = VECTORS * LANES;
-const long AHEAD = 8;   // rows fetched before they are needed
+// Vectors side by side. Longer rows suit the memory, but the backward's scratch has to stay near.
+const int WIDE = 32, NARROW = 8;
+template <int V> constexpr long columns() { return V * LANES; }
 const long TOO_LARGE_TO_CACHE = 4 << 20;  // bytes of a result that nothing will find in a cache again
 const int SLOTS = (int)Neuron::PARAMS + (Neuron::PARAMS == 0);  // an array has at least one element
 const int FIELDS = (int)Neuron::STATES;
-const long KEPT = (FIELDS + 2) * VECTORS;  // of a step in the backward: states before, current, gradient of the spikes
+const long KEPT = (FIELDS + 2) * NARROW;  // of a step in the backward: states before, current, gradient of the spikes
 
 #if !defined(LEARNED)
 #define LEARNED 0  // bit k: parameter k wants its gradient
@@ -72,37 +72,37 @@ INLINE void store(Stored* to, int g, S x, bool stream = false) {
 
 // Rows of a few steps ahead, at the end those of the next group: only some of so many strided rows are noticed
 // by the processor's own prefetching.
-INLINE void fetch_ahead(const Stored* rows, long stride, long t, long T) {
-    const long next = t + AHEAD;
-    const Stored* row = next < T ? rows + next * stride : rows + (next - T) % T * stride + GROUP;
-    for (long j = 0; j < GROUP; j += 64 / (long)sizeof(Stored)) __builtin_prefetch(row + j);
+template <int V> INLINE void fetch_ahead(const Stored* rows, long stride, long t, long T) {
+    const long next = t + 64 / V;
+    const Stored* row = next < T ? rows + next * stride : rows + (next - T) % T * stride + columns<V>();
+    for (long j = 0; j < columns<V>(); j += 64 / (long)sizeof(Stored)) __builtin_prefetch(row + j);
 }
 
 // A parameter of the columns from c on: one for all, or one for each feature.
-inline void spread(const Stored* from, long size, const Problem& q, long c, S* to) {
-    Stored row[GROUP];
+template <int V> inline void spread(const Stored* from, long size, const Problem& q, long c, S* to) {
+    Stored row[columns<V>()];
     if (size == 1) {
         for (int i = 0; i < LANES; i++) row[i] = from[0];
-        for (int g = 0; g < VECTORS; g++) to[g] = load(row, 0);
+        for (int g = 0; g < V; g++) to[g] = load(row, 0);
         return;
     }
     long feature = (c / q.inner) % q.features, place = c % q.inner;
-    for (long j = 0; j < GROUP; j++) {
+    for (long j = 0; j < columns<V>(); j++) {
         row[j] = from[feature];
         if (++place == q.inner) place = 0, feature = feature + 1 == q.features ? 0 : feature + 1;
     }
-    for (int g = 0; g < VECTORS; g++) to[g] = load(row, g);
+    for (int g = 0; g < V; g++) to[g] = load(row, g);
 }
 
-struct Group {
-    S params[SLOTS][VECTORS];
-    S state[FIELDS][VECTORS];
+template <int V> struct Group {
+    S params[SLOTS][V];
+    S state[FIELDS][V];
 
     // `c` says whose settings these columns have, `at` where they lie in the tensors.
     INLINE Group(const Problem& q, const Tensors& x, long c, long at) {
-        for (int k = 0; k < Neuron::PARAMS; k++) spread(x.params[k], q.sizes[k], q, c, params[k]);
+        for (int k = 0; k < Neuron::PARAMS; k++) spread<V>(x.params[k], q.sizes[k], q, c, params[k]);
         for (int k = 0; k < FIELDS; k++)
-            for (int g = 0; g < VECTORS; g++) state[k][g] = x.state[k] ? load(x.state[k] + at, g) : constant(0);
+            for (int g = 0; g < V; g++) state[k][g] = x.state[k] ? load(x.state[k] + at, g) : constant(0);
     }
 
     INLINE S step(int g, S current, const double* numbers) {
@@ -116,23 +116,23 @@ struct Group {
 };
 
 // Returns whether all columns are finite in the end: NaN and infinity never leave a state again.
-bool group_forward(const Problem& q, const Tensors& x, const Results& y, long c, long at) {
-    Group group(q, x, c, at);
+template <int V> bool group_forward(const Problem& q, const Tensors& x, const Results& y, long c, long at) {
+    Group<V> group(q, x, c, at);
     for (long t = 0; t < q.T; t++) {
         const bool driven = t < q.live;
         const Stored* current = x.currents + (driven ? t : 0) * q.stride + at;
-        if (driven) fetch_ahead(x.currents + at, q.stride, t, q.live);
+        if (driven) fetch_ahead<V>(x.currents + at, q.stride, t, q.live);
 #pragma GCC unroll 8
-        for (int g = 0; g < VECTORS; g++) {
+        for (int g = 0; g < V; g++) {
             S s = group.step(g, driven ? load(current, g) : constant(0), q.numbers);
             store(y.spikes + t * q.M + at, g, s, y.stream);
         }
         if (y.membrane)
-            for (int g = 0; g < VECTORS; g++) store(y.membrane + t * q.M + at, g, group.state[0][g], y.stream);
+            for (int g = 0; g < V; g++) store(y.membrane + t * q.M + at, g, group.state[0][g], y.stream);
     }
     Wide zero = wide(0);
     for (int k = 0; k < FIELDS; k++)
-        for (int g = 0; g < VECTORS; g++) {
+        for (int g = 0; g < V; g++) {
             Wide v = value(group.state[k][g]);
             zero += v - v;
             store(y.after[k] + at, g, group.state[k][g]);
@@ -145,39 +145,39 @@ bool group_forward(const Problem& q, const Tensors& x, const Results& y, long c,
 
 // `kept` holds T steps of a group; `n` of its columns are there.
 void group_backward(const Problem& q, const Tensors& x, const Gradients& d, long c, long at, long n, S* kept) {
-    Group group(q, x, c, at);
+    Group<NARROW> group(q, x, c, at);
     for (long t = 0; t < q.T; t++) {
         const bool driven = t < q.live;
         const Stored* current = x.currents + (driven ? t : 0) * q.stride + at;
-        if (driven) fetch_ahead(x.currents + at, q.stride, t, q.live);
-        if (d.spikes) fetch_ahead(d.spikes + at, d.stride, t, q.T);
+        if (driven) fetch_ahead<NARROW>(x.currents + at, q.stride, t, q.live);
+        if (d.spikes) fetch_ahead<NARROW>(d.spikes + at, d.stride, t, q.T);
 #pragma GCC unroll 8
-        for (int g = 0; g < VECTORS; g++) {
+        for (int g = 0; g < NARROW; g++) {
             S in = driven ? load(current, g) : constant(0);
-            for (int k = 0; k < FIELDS; k++) kept[t * KEPT + k * VECTORS + g] = group.state[k][g];
-            kept[t * KEPT + FIELDS * VECTORS + g] = in;
-            kept[t * KEPT + (FIELDS + 1) * VECTORS + g] = d.spikes ? load(d.spikes + t * d.stride + at, g) : constant(0);
+            for (int k = 0; k < FIELDS; k++) kept[t * KEPT + k * NARROW + g] = group.state[k][g];
+            kept[t * KEPT + FIELDS * NARROW + g] = in;
+            kept[t * KEPT + (FIELDS + 1) * NARROW + g] = d.spikes ? load(d.spikes + t * d.stride + at, g) : constant(0);
             group.step(g, in, q.numbers);
         }
     }
-    S grad[FIELDS][VECTORS];
-    Wide held[VECTORS];
-    for (int g = 0; g < VECTORS; g++) {
+    S grad[FIELDS][NARROW];
+    Wide held[NARROW];
+    for (int g = 0; g < NARROW; g++) {
         held[g] = wide(0);
         for (int k = 0; k < FIELDS; k++) grad[k][g] = d.after[k] ? load(d.after[k] + at, g) : constant(0);
     }
-    Wide grad_params[SLOTS][VECTORS] = {};
+    Wide grad_params[SLOTS][NARROW] = {};
     for (long t = q.T - 1; t >= 0; t--) {
         const bool each = t < q.live && !q.held;
 #pragma GCC unroll 8
-        for (int g = 0; g < VECTORS; g++) {
+        for (int g = 0; g < NARROW; g++) {
             S before[FIELDS], own[FIELDS], p[SLOTS];
             Wide gp[SLOTS] = {};
-            for (int k = 0; k < FIELDS; k++) before[k] = kept[t * KEPT + k * VECTORS + g], own[k] = grad[k][g];
+            for (int k = 0; k < FIELDS; k++) before[k] = kept[t * KEPT + k * NARROW + g], own[k] = grad[k][g];
             for (int k = 0; k < Neuron::PARAMS; k++) p[k] = group.params[k][g];
             if (d.membrane) own[0] = own[0] + load(d.membrane + t * q.M + at, g);
-            S spike = kept[t * KEPT + (FIELDS + 1) * VECTORS + g];
-            S in = Neuron::back(kept[t * KEPT + FIELDS * VECTORS + g], before, p, q.numbers, spike, own, gp);
+            S spike = kept[t * KEPT + (FIELDS + 1) * NARROW + g];
+            S in = Neuron::back(kept[t * KEPT + FIELDS * NARROW + g], before, p, q.numbers, spike, own, gp);
             for (int k = 0; k < FIELDS; k++) grad[k][g] = own[k];
             for (int k = 0; k < Neuron::PARAMS; k++)
                 if (learned(k)) grad_params[k][g] += gp[k];
@@ -185,7 +185,7 @@ void group_backward(const Problem& q, const Tensors& x, const Gradients& d, long
             if (each) store(d.currents + t * q.M + at, g, in, d.stream);
         }
     }
-    for (int g = 0; g < VECTORS; g++) {
+    for (int g = 0; g < NARROW; g++) {
         if (q.held) store(d.currents + at, g, rounded_to(held[g]));
         for (int k = 0; k < FIELDS; k++)
             if (d.state[k]) store(d.state[k] + at, g, grad[k][g]);
@@ -197,6 +197,8 @@ void group_backward(const Problem& q, const Tensors& x, const Gradients& d, long
 }
 
 // The last columns, fewer than a group, as rows of a whole group beside zeros.
+const long GROUP = columns<NARROW>();
+
 struct Padded {
     long c, n;
     std::vector<std::unique_ptr<Stored[]>> owned;
@@ -236,11 +238,18 @@ bool forward_rest(const Problem& q, const Tensors& x, const Results& y, long c) 
     Stored* after[FIELDS];
     for (int k = 0; k < FIELDS; k++) after[k] = pad.room(1);
     const Results out = {pad.room(q.T), y.membrane ? pad.room(q.T) : 0, after, false};
-    const bool finite = group_forward(in.problem, in.tensors, out, c, 0);
+    const bool finite = group_forward<NARROW>(in.problem, in.tensors, out, c, 0);
     pad.out(out.spikes, y.spikes, q.T, q.M);
     if (y.membrane) pad.out(out.membrane, y.membrane, q.T, q.M);
     for (int k = 0; k < FIELDS; k++) pad.out(after[k], y.after[k], 1, 0);
     return finite;
+}
+
+bool forward_some(const Problem& q, const Tensors& x, const Results& y, long c, long end) {
+    if (end - c == columns<WIDE>()) return group_forward<WIDE>(q, x, y, c, c);
+    bool finite = true;
+    for (; end - c >= GROUP; c += GROUP) finite &= group_forward<NARROW>(q, x, y, c, c);
+    return c < end ? forward_rest(q, x, y, c) & finite : finite;
 }
 
 void backward_rest(const Problem& q, const Tensors& x, const Gradients& d, long c, S* kept) {
@@ -269,8 +278,8 @@ extern "C" int forward(long T, long M, long inner, long features, long stride, l
     const Results y = {spikes, membrane, after, q.streams(spikes) && (!membrane || q.streams(membrane))};
     int finite = 1;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(& : finite)
-    for (long c = 0; c < M; c += GROUP)
-        finite &= M - c >= GROUP ? group_forward(q, x, y, c, c) : forward_rest(q, x, y, c);
+    for (long c = 0; c < M; c += columns<WIDE>())
+        finite &= forward_some(q, x, y, c, M - c < columns<WIDE>() ? M : c + columns<WIDE>());
     return !finite;
 }
 

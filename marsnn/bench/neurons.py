@@ -114,7 +114,7 @@ def scaling(model: str, sizes: Sequence[Sequence[int]], count: int, device: str)
 
 
 def memory(model: str, library: str, what: str, features: int, steps: int, device: str) -> dict[str, Any]:
-    """How far memory rises in one forward and backward, in 10^6 bytes: the median of three; None where untold."""
+    """How far memory rises in one forward and backward, in 10^6 bytes: of three the middle; or None."""
     each = next(c for c in entries() if (c.model, c.library, c.what) == (model, library, what))
     run = each.make(features, steps, device)
     few = each.make(64, 2, device)

@@ -25,7 +25,9 @@ SMALLER = {
 }
 
 # Homes and roots of Unix and Windows, installed packages: what a machine would tell of itself.
-PLACES = re.compile(r"""(?<![\w.:/<])/(?:home|Users|root|tmp|usr|opt|var|mnt|work)/|\b[A-Z]:\\|site-packages""")
+PLACES = re.compile(
+    r"""(?<![\w.:/<])/(?:home|Users|root|tmp|usr|opt|var|mnt|work)/|\b[A-Z]:\\|site-packages"""
+)
 
 
 def read(path):

@@ -1,8 +1,9 @@
 """Builds and launches the kernels on NVIDIA GPUs: the sources of `kernels/`, compiled by NVRTC.
 
-torch brings NVRTC and the driver's library is there with the driver, so nothing else is needed. A `Library`
-takes the same arguments as a CPU's (`compiler.library`), for tensors of its device. Before a neuron first
-trusts a kernel, `marsnn.neurons.fused` holds it against the steps on that very device.
+torch brings NVRTC and the driver's library is there with the driver, so nothing else is needed. What is built
+is kept where the libraries of a CPU are. A `Library` takes the same arguments as a CPU's (`compiler.library`),
+for tensors of its device. Before a neuron first trusts a kernel, `marsnn.neurons.fused` holds it against the
+steps on that very device.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ import ctypes
 import functools
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from marsnn.neurons.compiler import SOURCES, BuildError, source
+from marsnn.neurons.compiler import SOURCES, BuildError, fingerprint, kept, source
 
 SEGMENT = 32
 """Steps whose states a thread keeps for the backward."""
 THREADS = 128
 """Of a block."""
 _FIELDS, _PARAMS, _NUMBERS = 2, 4, 8  # room in Task of unroll_cuda.h
+
+MACROS = ("ONE_COLUMN", f"SEGMENT={SEGMENT}", "NUMBERS_UNROUNDED")
+"""Of every kernel here; torch on a GPU adds a Python number as it is, see scalar.h."""
 
 _EXACT = ("--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false", "--std=c++17")
 
@@ -49,7 +54,7 @@ def compiled(header: str, macros: Sequence[str], architecture: str) -> bytes:
     rtc = nvrtc()
     if rtc is None:
         raise BuildError("no NVRTC found; it comes with torch's CUDA packages (nvidia-cuda-nvrtc)")
-    unit = source(header, ("ONE_COLUMN", f"SEGMENT={SEGMENT}", *macros), "unroll_cuda.h")
+    unit = _unit(header, macros)
     options = [f"--gpu-architecture={architecture}", f"--include-path={SOURCES}", *_EXACT]
     program = ctypes.c_void_p()
     _check(rtc.nvrtcCreateProgram(ctypes.byref(program), unit.encode(), b"kernel.cu", 0, None, None))
@@ -64,6 +69,21 @@ def compiled(header: str, macros: Sequence[str], architecture: str) -> bytes:
         return _text(rtc.nvrtcGetPTXSize, rtc.nvrtcGetPTX, program)
     finally:
         rtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _unit(header: str, macros: Sequence[str]) -> str:
+    return source(header, (*MACROS, *macros), "unroll_cuda.h")
+
+
+def _built(header: str, macros: Sequence[str], architecture: str) -> bytes:
+    """As `compiled`, from the cache where it is there."""
+
+    def build(made: Path) -> None:
+        made.write_bytes(compiled(header, macros, architecture))
+
+    version = f"NVRTC of CUDA {torch.version.cuda} as {getattr(nvrtc(), '_name', None)}"
+    name = fingerprint(_unit(header, macros), architecture, *_EXACT, version)
+    return kept(header, f"{name}.cubin", build).read_bytes()
 
 
 def _text(size_of: Any, get: Any, program: ctypes.c_void_p) -> bytes:
@@ -108,9 +128,9 @@ class Library:
     def __init__(self, header: str, macros: tuple[str, ...], device: int) -> None:
         self.device = torch.device("cuda", device)
         major, minor = torch.cuda.get_device_capability(device)
-        binary = compiled(header, macros, f"sm_{major}{minor}")
+        binary = _built(header, macros, f"sm_{major}{minor}")
         with torch.cuda.device(self.device):
-            torch.cuda.current_stream().synchronize()  # torch's context is there, and current
+            enter_context(device)
             module = ctypes.c_void_p()
             _check(_driver().cuModuleLoadData(ctypes.byref(module), binary))
             self._forward, self._backward = ctypes.c_void_p(), ctypes.c_void_p()
@@ -140,11 +160,26 @@ class Library:
             self._launch(self._backward, task, columns)
 
     def _launch(self, function: ctypes.c_void_p, task: bytes, columns: int) -> None:
+        enter_context(self.device.index)
         buffer = ctypes.create_string_buffer(task, len(task))
         arguments = (ctypes.c_void_p * 1)(ctypes.addressof(buffer))
         blocks = -(-columns // THREADS)
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
         _check(_driver().cuLaunchKernel(function, blocks, 1, 1, THREADS, 1, 1, 0, stream, arguments, None))
+
+
+def enter_context(device: int) -> None:
+    """Give this thread torch's context of a device where it has none.
+
+    The driver's calls need one, and a thread of autograd has none before its first call of the runtime.
+    """
+    context = ctypes.c_void_p()
+    _check(_driver().cuCtxGetCurrent(ctypes.byref(context)))
+    if not context:
+        handle = ctypes.c_int()
+        _check(_driver().cuDeviceGet(ctypes.byref(handle), device))
+        _check(_driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), handle))
+        _check(_driver().cuCtxSetCurrent(context))
 
 
 def scratch(steps: int, columns: int, fields: int) -> int:

@@ -134,3 +134,15 @@ def test_page_is_what_the_command_prints(monkeypatch):
     assert make_speed.page(text) == text, "run  python docs/make_speed.py"
     assert benchmark.markdown(json.loads(KEPT.read_text())) in text
     plt.close("all")
+
+
+def test_readme_says_what_the_file_holds():
+    kept = json.loads(KEPT.read_text())
+    lif = kept["speed"][0]
+    value = {row["what"]: row["value"] for row in kept["targets"]}
+    peer = next(value[what] for what in value if "fastest peer" in what)
+    atmn = next(value[what] for what in value if what.startswith("ATMN"))
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"take {lif['both_ms']['median']:.1f} ms on two cores, " in text
+    assert f"{lif['both_to_copies']['median']:.2f} times as long as copying" in text
+    assert f"norse takes {peer:.1f} times as long; ATMN is {atmn:.1f} times as fast" in text

@@ -31,6 +31,7 @@ INLINE Wide power_of_two(Wide n) { return as_float((unsigned)((int)n + 127) << 2
 #if defined(DTYPE_bfloat16)
 INLINE Wide rounded(Wide x) {  // to nearest, ties to even
     const unsigned u = as_bits(x);
+    if (x != x) return as_float(0x7fc00000u);  // a GPU's own NaN, 0x7fffffff, would be carried over into -0
     return as_float((u + 0x7fffu + ((u >> 16) & 1u)) & 0xffff0000u);
 }
 INLINE Wide widened_row(Row row) { return as_float((unsigned)row << 16); }

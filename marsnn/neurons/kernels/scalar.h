@@ -61,10 +61,16 @@ INLINE S operator-(S a, S b) { return rounded_to(a.x - b.x); }
 INLINE S operator*(S a, S b) { return rounded_to(a.x * b.x); }
 INLINE S operator/(S a, S b) { return rounded_to(a.x / b.x); }
 INLINE S operator-(S a) { return S{-a.x}; }
-// torch rounds a Python number to the dtype before it adds it, and keeps it as it is to multiply by it
-INLINE S operator+(S a, C b) { return rounded_to(a.x + rounded(wide(b))); }
-INLINE S operator-(S a, C b) { return rounded_to(a.x - rounded(wide(b))); }
-INLINE S operator-(C a, S b) { return rounded_to(rounded(wide(a)) - b.x); }
+// torch on a CPU rounds a Python number to the dtype before it adds it; on a GPU, and to multiply by it, it
+// keeps it as it is
+#if defined(NUMBERS_UNROUNDED)
+INLINE Wide number(C a) { return wide(a); }
+#else
+INLINE Wide number(C a) { return rounded(wide(a)); }
+#endif
+INLINE S operator+(S a, C b) { return rounded_to(a.x + number(b)); }
+INLINE S operator-(S a, C b) { return rounded_to(a.x - number(b)); }
+INLINE S operator-(C a, S b) { return rounded_to(number(a) - b.x); }
 INLINE S operator*(S a, C b) { return rounded_to(a.x * b); }
 INLINE S operator*(C a, S b) { return rounded_to(a * b.x); }
 INLINE S operator/(S a, C b) { return rounded_to(a.x / b); }

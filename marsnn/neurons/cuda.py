@@ -1,9 +1,9 @@
 """Builds and launches the kernels on NVIDIA GPUs: the sources of `kernels/`, compiled by NVRTC.
 
-torch brings NVRTC and the driver's library is there with the driver, so nothing else is needed. What is built
-is kept where the libraries of a CPU are. A `Library` takes the same arguments as a CPU's (`compiler.library`),
-for tensors of its device. Before a neuron first trusts a kernel, `marsnn.neurons.fused` holds it against the
-steps on that very device.
+torch brings NVRTC and the driver's library is there with the driver, so nothing else is needed. What is
+built is kept where the libraries of a CPU are. A `Library` takes the same arguments as a CPU's
+(`compiler.library`), for tensors of its device. Before a neuron first trusts a kernel, `marsnn.neurons.fused`
+holds it against the steps on that very device.
 """
 
 from __future__ import annotations

@@ -202,6 +202,8 @@ BAD = {
     "bench to a place that can't be": ("bench", "digits", "--save", "TEXT/x.json"),
     "a price beyond floats": ("energy", "NET", "-i", "digits", "--table", "HUGE", "--json"),
     "unknown benchmark": ("bench", "none"),
+    "too few rounds": ("bench", "neurons", "--rounds", "1"),
+    "speed to a place that can't be": ("bench", "neurons", "--save", "TEXT/x.json"),
     "unknown neuron": ("ablate", "--neurons", "ATMN,ATNM", "--out", "a.csv"),
     "no task": ("ablate", "--task", "none.py:task", "--out", "a.csv"),
     "task that is no task": ("ablate", "--task", "json:dumps", "--out", "a.csv"),

@@ -33,7 +33,7 @@ from torch import Tensor
 from marsnn.bench import timing
 from marsnn.bench.contestants import Contestant, Run, entries, installed
 from marsnn.bench.timing import Summary
-from marsnn.errors import MarsnnError
+from marsnn.errors import InputError, MarsnnError
 from marsnn.neurons import fused
 from marsnn.progress import track
 from marsnn.workers import peak_memory_mb, start_peak_memory
@@ -214,17 +214,30 @@ def _ms(seconds: Sequence[float]) -> Summary:
 # ---- the whole ------------------------------------------------------------------------------------------
 
 
-def run(quick: bool = False, device: str = "cpu", count: int = 40) -> dict[str, Any]:
+def run(quick: bool = False, device: str | None = None, count: int = 40) -> dict[str, Any]:
     """Measure everything.
 
     Args:
         quick: N = 2^14, few neurons, rounds and sizes: whether it works, not how fast it is.
-        device: "cpu" or "cuda".
+        device: "cpu" or "cuda"; None takes the CPU, and a GPU too where there is one.
         count: rounds in which all run once.
 
     Returns:
-        JSON-ready: machine, versions, and rows of speed, memory, scaling and first use.
+        JSON-ready: machine, versions, and rows of speed, memory, scaling and first use; under "cuda" the same
+        of a GPU, if both were measured.
+
+    Raises:
+        InputError: no GPU here.
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("torch finds no CUDA device here; take --device cpu")
+    result = _run(quick, device or "cpu", count)
+    if device is None and torch.cuda.is_available():
+        result["cuda"] = _run(quick, "cuda", count)
+    return result
+
+
+def _run(quick: bool, device: str, count: int) -> dict[str, Any]:
     features = QUICK_N if quick else N
     count = min(count, 3) if quick else count
     models = SCALED if quick else list(dict.fromkeys(each.model for each in entries()))
@@ -246,7 +259,7 @@ def run(quick: bool = False, device: str = "cpu", count: int = 40) -> dict[str, 
             jobs.append(("memory", partial(call, features=features, steps=T, device=device)))
     result: dict[str, Any] = {
         "benchmark": "neurons",
-        "command": f"marsnn bench neurons --rounds {count}" + (" --quick" if quick else ""),
+        "command": f"marsnn bench neurons --device {device} --rounds {count}" + " --quick" * quick,
         "machine": _machine(device),
         "libraries": installed(),
         "T": T,
@@ -357,6 +370,8 @@ def markdown(result: dict[str, Any]) -> str:
             f"First use of a kernel: {built:.2f} s to build forward and backward, {1000 * loaded:.0f} ms to "
             "load them in a later process."
         )
+    if result.get("cuda"):
+        parts += ["On a GPU:", markdown(result["cuda"])]
     return "\n\n".join(parts)
 
 

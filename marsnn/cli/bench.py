@@ -58,7 +58,9 @@ def digits(
 
 @bench.command(epilog="Example:  marsnn bench neurons --save benchmarks/neurons.json")
 def neurons(
-    device: Annotated[Device, typer.Option(help="cpu or cuda")] = Device.cpu,
+    device: Annotated[
+        Device | None, typer.Option(help="cpu or cuda; without it the cpu, and a GPU too where there is one")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="how often all run, one after the other", min=3)] = 40,
     quick: Annotated[bool, typer.Option("--quick", help="small: whether it works, not how fast")] = False,
     save: Save = None,
@@ -72,7 +74,8 @@ def neurons(
 
     if plot:
         probe(plot)
-    result = _measure(lambda: benchmark.run(quick, device.value, rounds), benchmark.markdown, save, as_json)
+    where = device.value if device else None
+    result = _measure(lambda: benchmark.run(quick, where, rounds), benchmark.markdown, save, as_json)
     if plot:
         from marsnn.plots.files import save_figure
         from marsnn.plots.speed import speed_panels

@@ -11,6 +11,7 @@ import torch
 
 from marsnn.bench import contestants, timing
 from marsnn.bench import neurons as benchmark
+from marsnn.errors import InputError
 from marsnn.neurons import names
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +102,19 @@ def test_markdown_has_a_row_for_each(result):
     assert f"| {first['forward_ms']['median']:.2f} | {first['forward_to_copy']['median']:.2f} (" in text
     assert "not met" not in text
     assert f"{result['first_use'][0]['seconds']:.2f} s to build" in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_no_gpu_is_said_in_one_line():
+    with pytest.raises(InputError, match="no CUDA device here; take --device cpu"):
+        benchmark.run(quick=True, device="cuda")
+
+
+def test_a_gpu_stands_below_the_cpu(result):
+    both = {**result, "cuda": {**result, "first_use": None}}
+    text = benchmark.markdown(both)
+    assert text.startswith(benchmark.markdown(result))
+    assert text.count("| model | library |") == 2
 
 
 def test_a_part_that_fails_is_one_line():

@@ -17,8 +17,9 @@ from marsnn import neurons
 from marsnn import surrogate as surrogates
 from marsnn.errors import FileError, InputError, MarsnnError
 from marsnn.files import PathLike, write_bytes
-from marsnn.network import LINEAR_MAPS, TOKEN_LAYERS, Network
+from marsnn.network import LINEAR_MAPS, SEQUENCE_LAYERS, TOKEN_LAYERS, Network
 from marsnn.neurons.base import Neuron
+from marsnn.ssm import SequenceLayer
 
 FORMAT = "marsnn.network/1"
 
@@ -49,7 +50,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 }
 """Constructor arguments that a torch layer keeps as attributes; a missing class has none."""
 WITH_BIAS = ("Linear", "Conv1d", "Conv2d")
-KNOWN = {kind.__name__: kind for kind in (*LINEAR_MAPS, *TOKEN_LAYERS)}
+KNOWN = {kind.__name__: kind for kind in (*LINEAR_MAPS, *TOKEN_LAYERS, *SEQUENCE_LAYERS)}
 
 
 def save_network(network: Network, path: PathLike) -> Path:
@@ -118,6 +119,8 @@ def _describe(name: str, layer: nn.Module) -> dict[str, Any]:
         return {"neuron": kind, "arguments": layer.constructor()}
     if KNOWN.get(kind) is not type(layer):
         raise InputError(f"{name}: can't save a {kind}; known are {', '.join(KNOWN)} and marsnn's neurons")
+    if isinstance(layer, SequenceLayer):
+        return {"layer": kind, "arguments": layer.constructor()}
     arguments = {key: _plain(getattr(layer, key)) for key in ARGUMENTS.get(kind, ())}
     if kind in WITH_BIAS:
         arguments["bias"] = layer.bias is not None

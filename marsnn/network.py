@@ -11,7 +11,7 @@ may act on either. A neuron then takes the clock it integrates by:
 
     ATMN              decoded(): the train of the token is summed, the bias added once, all injected at t = 0
     LIF and the like  per_step(): each step's current and bias; a static activation is held
-    other layers      decoded(): once a token (activations, norms, state space layers)
+    other layers      decoded(): once a token (activations, norms; state space layers, which remember tokens)
 
 So the matmul before an ATMN is one matmul of the decoded value; `Network(..., unrolled=True)` runs the T
 matmuls instead, which agrees within rounding.
@@ -27,11 +27,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from marsnn.checks import finite
+from marsnn.checks import count, finite
 from marsnn.errors import InputError, ShapeError, UnknownLayerError
 from marsnn.neurons.adopted import adopt_layers
 from marsnn.neurons.base import Neuron
+from marsnn.ssm import S4D, SSD, SequenceLayer, SSDCore
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
@@ -62,6 +64,10 @@ TOKEN_LAYERS: tuple[type[nn.Module], ...] = (
     nn.MaxPool2d,
 )
 """Layers that act once a token, on the decoded activation."""
+
+
+SEQUENCE_LAYERS: tuple[type[SequenceLayer], ...] = (S4D, SSD, SSDCore)
+"""State space layers: once a token, on the decoded activation, with a state that crosses tokens."""
 
 
 class Signal(Protocol):
@@ -190,12 +196,16 @@ class Network(nn.Module):
 
     Args:
         layers: a sequence (named `linear1`, `atmn1`, `linear2`, ...) or a mapping of names to layers.
-            Neurons, linear maps (`LINEAR_MAPS`), layers of the token's clock (`TOKEN_LAYERS`, or any module
-            with an attribute `clock = "token"`); anything else is refused by name. Neurons of snntorch and
-            spikingjelly are adopted with the T of the others, see `marsnn.neurons.interop`.
+            Neurons, linear maps (`LINEAR_MAPS`), state space layers (`SEQUENCE_LAYERS`), layers of the
+            token's clock (`TOKEN_LAYERS`, or any module with an attribute `clock = "token"`); anything else
+            is refused by name. Neurons of snntorch and spikingjelly are adopted with the T of the others, see
+            `marsnn.neurons.interop`.
         skips: {target: source} or {target: [sources]}: the output of each source layer is added to the
             input of the target layer. A source "input" is the network's own input.
         unrolled: run T matmuls on the spikes of each step instead of one on their decoded value.
+        checkpoint_tokens: train over so many tokens at a time, and keep only the state between them: the
+            backward runs each piece once more. Gradients are the same, memory no longer grows with L but for
+            x and the output. None keeps everything.
 
     A trailing neuron gives its decoded activation; a trailing Linear its decoded sum.
 
@@ -214,6 +224,7 @@ class Network(nn.Module):
         layers: Sequence[nn.Module] | Mapping[str, nn.Module],
         skips: Mapping[str, str | Sequence[str]] | None = None,
         unrolled: bool = False,
+        checkpoint_tokens: int | None = None,
     ) -> None:
         super().__init__()
         if isinstance(layers, Mapping | nn.ModuleDict):
@@ -239,6 +250,9 @@ class Network(nn.Module):
         self.layers = nn.ModuleDict(named)
         self.skips = self._checked_skips(skips or {})
         self.unrolled = bool(unrolled)
+        self.checkpoint_tokens = (
+            None if checkpoint_tokens is None else count("checkpoint_tokens", checkpoint_tokens)
+        )
         self._check_steps()
 
     # ---- what it is made of -------------------------------------------------------------------------
@@ -268,10 +282,22 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Differentiable pass over all tokens at once: x [L, B, *D] to [L, B, *C], from rest."""
-        return self.run(x)[0]
+        if self.checkpoint_tokens is None or not torch.is_grad_enabled() or len(x) <= self.checkpoint_tokens:
+            return self.run(x, final_state=False)[0]
+        self.check_input(x)
+        state: State = {}
+        outputs = []
+        for piece in x.split(self.checkpoint_tokens):
+            output, state = checkpoint(self.run, piece, state, use_reentrant=False)
+            outputs.append(output)
+        return torch.cat(outputs)
 
     def run(
-        self, x: Tensor, state: State | None = None, listeners: Iterable[Listener] = ()
+        self,
+        x: Tensor,
+        state: State | None = None,
+        listeners: Iterable[Listener] = (),
+        final_state: bool = True,
     ) -> tuple[Tensor, State]:
         """As calling it, with the state that crosses tokens in and out, and listeners at every layer.
 
@@ -279,6 +305,7 @@ class Network(nn.Module):
             x: [L, B, *D], in the dtype of the parameters.
             state: what an earlier call returned, or None for rest.
             listeners: told of every layer; see `Listener`.
+            final_state: False where nothing goes on; it saves layers the work for a next state.
 
         Returns:
             output [L, B, *C] and the next state.
@@ -293,14 +320,20 @@ class Network(nn.Module):
             if name in self.skips:
                 signal = Sum((signal, *(outputs[source] for source in self.skips[name])))
             with located(name):
-                signal, after = self._run_layer(name, layer, signal, state.get(name), listeners)
+                signal, after = self._run_layer(name, layer, signal, state.get(name), listeners, final_state)
             outputs[name] = signal
             if after is not None:
                 next_state[name] = after
         return signal.decoded(), next_state
 
     def _run_layer(
-        self, name: str, layer: nn.Module, source: Signal, state: Any, listeners: tuple[Listener, ...]
+        self,
+        name: str,
+        layer: nn.Module,
+        source: Signal,
+        state: Any,
+        listeners: tuple[Listener, ...],
+        final_state: bool,
     ) -> tuple[Signal, Any]:
         if isinstance(layer, Neuron):
             membrane = any(listener.membrane for listener in listeners)
@@ -310,13 +343,17 @@ class Network(nn.Module):
                 listener.neuron(name, layer, spikes.transpose(0, 1), by_token)
             return Train(spikes, layer), after
         output: Signal
-        if isinstance(layer, LINEAR_MAPS):
+        after = None
+        if isinstance(layer, SequenceLayer):
+            value, after = layer(source.decoded(), state, final_state)
+            output = Static(value, self.steps)
+        elif isinstance(layer, LINEAR_MAPS):
             output = Mapped(name, layer, source, self.unrolled)
         else:
             output = Static(over_leading(layer, source.decoded(), 2), self.steps)
         for listener in listeners:
             listener.layer(name, layer, source, output)
-        return output, None
+        return output, after
 
     # ---- checks -------------------------------------------------------------------------------------
 
@@ -390,7 +427,7 @@ def check_layer(name: str, layer: object) -> None:
     """Refuse what a Network can't run, saying what it can."""
     if isinstance(layer, (Neuron, *LINEAR_MAPS, *TOKEN_LAYERS)) or getattr(layer, "clock", "") == "token":
         return
-    known = ", ".join(kind.__name__ for kind in (*LINEAR_MAPS, *TOKEN_LAYERS))
+    known = ", ".join(kind.__name__ for kind in (*LINEAR_MAPS, *TOKEN_LAYERS, *SEQUENCE_LAYERS))
     raise UnknownLayerError(
         f"{name}: don't know how {type(layer).__name__} acts on spikes; use a neuron, one of {known}, "
         'or give the module an attribute clock = "token" if it acts once a token on the decoded value'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +12,10 @@ from torch import Tensor
 from marsnn.checks import finite
 from marsnn.errors import InputError
 from marsnn.network import Network, State, evaluating
+from marsnn.neurons.base import Neuron
 from marsnn.progress import track
 from marsnn.record import Recorder, Recording, to_numpy
+from marsnn.ssm import SequenceLayer
 
 
 def simulate(
@@ -73,21 +76,23 @@ def simulate(
 
 
 def _restored(network: Network, state: State | None, x: Tensor) -> State:
-    """States as the neurons know them, whether they come from a run or from a file."""
+    """States as the layers know them, whether they come from a run or from a file."""
     restored: State = {}
     if state is not None and not isinstance(state, Mapping):
         raise InputError(f"state must be the .state of a Recording, got {type(state).__name__}")
     for name, fields in (state or {}).items():
-        neuron = network.neurons.get(name)
-        if neuron is None:
+        if name not in network.names:
             raise InputError(f"the state has a layer {name!r} that this network lacks: {network.names}")
+        layer: Any = network[name]
         values = dict(fields) if isinstance(fields, Mapping) else getattr(fields, "_asdict", dict)()
-        if set(values) != set(neuron.state_fields()) or neuron.carry != "sequence":
+        keeps = isinstance(layer, SequenceLayer) or (isinstance(layer, Neuron) and layer.carry == "sequence")
+        if not keeps or set(values) != set(layer.state_fields()):
+            carry = f" with carry={layer.carry!r}" if isinstance(layer, Neuron) else ""
             raise InputError(
-                f"{name}: the state holds {sorted(values)}, but this {type(neuron).__name__} with "
-                f"carry={neuron.carry!r} is another neuron; pass the state of a run of this network"
+                f"{name}: the state holds {sorted(values)}, but this {type(layer).__name__}{carry} is "
+                "another layer; pass the state of a run of this network"
             )
-        restored[name] = neuron.state_from(
-            {key: value.to(device=x.device, dtype=x.dtype) for key, value in values.items()}
-        )
+        if isinstance(layer, Neuron):
+            values = {key: value.to(device=x.device, dtype=x.dtype) for key, value in values.items()}
+        restored[name] = layer.state_from(values)
     return restored

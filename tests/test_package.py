@@ -22,8 +22,8 @@ OPTIONAL = {"transformers", "snntorch", "spikingjelly", "nir", "sklearn", "lava"
 
 # Each row may import itself and the rows above it.
 ORDER = [
-    {"errors", "checks", "surrogate"},
-    {"neurons"},
+    {"errors", "checks", "surrogate", "native"},
+    {"neurons", "ssm"},
     {"network"},
     {"record", "progress", "files", "simulator", "training", "data", "checkpoint"},
     {"intervals", "journal", "tasks", "tidy", "workers"},

@@ -27,6 +27,7 @@ from marsnn.energy.events import SpikeCounter, book_neuron
 from marsnn.errors import InputError, MarsnnError, ShapeError
 from marsnn.network import LINEAR_MAPS, Network, evaluating
 from marsnn.neurons.base import Neuron
+from marsnn.ssm import SequenceLayer
 
 QUIET = None
 """The scope in which operations are not audited: inside a neuron, and between the layers of a Network."""
@@ -40,6 +41,9 @@ def count(module: nn.Module, inputs: Any, tokens: int | None = None) -> Operatio
     and its one-matmul run count alike. The module runs once in eval mode without gradients, fused
     attention and recurrent kernels replaced by the operations they stand for, and gets its training flags
     back.
+
+    State space layers (`marsnn.ssm`) are counted by their recurrence, one token after the other, as they run
+    where tokens arrive; padded and packed calls of theirs as they are.
 
     In a module that is no Network a neuron's `decode` costs a multiplication and an addition per element
     of the train, and what it returns is graded: the matmul that follows is a MAC.
@@ -143,6 +147,8 @@ class Audit(TorchDispatchMode):
                 stack.callback(child.register_forward_hook(self._leave, always_call=True).remove)
                 if isinstance(child, Neuron):
                     stack.enter_context(_replaced(child, self._neuron_calls(child)))
+                elif isinstance(child, SequenceLayer):
+                    stack.enter_context(_replaced(child, {"forward": self._token_by_token(child)}))
                 elif isinstance(child, Network):
                     stack.enter_context(_replaced(child, {"run": self._network_run(child)}))
             yield
@@ -171,15 +177,32 @@ class Audit(TorchDispatchMode):
     def _network_run(self, network: Network) -> Callable[..., Any]:
         run, prefix = network.run, self._prefix(network)
 
-        def counted(x: Tensor, state: Any = None, listeners: Any = ()) -> Any:
+        def counted(x: Tensor, state: Any = None, listeners: Any = (), final_state: bool = True) -> Any:
             counter = SpikeCounter(self.counts, network, prefix)
             # one of the two equal ways to run it, so that rounding can't make their counts differ
             with self._quietly(), _replaced(network, {"unrolled": False}):
-                out = run(x, state, (*listeners, counter))
+                out = run(x, state, (*listeners, counter), final_state)
             for name, layer in network.layers.items():
                 if layer not in self.entered and not isinstance(layer, (Neuron, *LINEAR_MAPS)):
                     self.counts.leave_out(f"{prefix}{name} ({type(layer).__name__})", out[0].numel())
             return out
+
+        return counted
+
+    def _token_by_token(self, layer: SequenceLayer) -> Callable[..., Any]:
+        """The recurrence instead of the chunked or FFT form, whose work depends on how it is cut."""
+        forward = layer.forward
+
+        def counted(x: Tensor, state: Any = None, *rest: Any, **more: Any) -> Any:
+            if any(each is not None for each in (*rest[1:], more.get("mask"), more.get("segments"))):
+                return forward(x, state, *rest, **more)
+            with self._quietly():
+                layer.step(x[0], state)  # what follows from the weights alone is made here
+            outputs = []
+            for token in x:
+                y, state = layer.step(token, state)
+                outputs.append(y)
+            return torch.stack(outputs), state
 
         return counted
 

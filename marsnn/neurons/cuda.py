@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from marsnn.neurons.compiler import SOURCES, BuildError, fingerprint, kept, source
+from marsnn.native import BuildError, fingerprint, kept, source
+from marsnn.neurons.compiler import SOURCES
 
 SEGMENT = 32
 """Steps whose states a thread keeps for the backward."""
@@ -82,7 +83,7 @@ def _built(header: str, macros: Sequence[str], architecture: str) -> bytes:
         made.write_bytes(compiled(header, macros, architecture))
 
     version = f"NVRTC of CUDA {torch.version.cuda} as {getattr(nvrtc(), '_name', None)}"
-    name = fingerprint(_unit(header, macros), architecture, *_EXACT, version)
+    name = fingerprint(SOURCES, _unit(header, macros), architecture, *_EXACT, version)
     return kept(header, f"{name}.cubin", build).read_bytes()
 
 

@@ -19,7 +19,6 @@ torch.func transforms and other dispatch modes, and where there is no compiler, 
 from __future__ import annotations
 
 import struct
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -27,9 +26,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from marsnn import native
 from marsnn import surrogate as surrogates
 from marsnn.checks import finite
 from marsnn.errors import InputError, NonFiniteError
+from marsnn.native import say_once
 from marsnn.neurons import compiler, cuda
 
 DTYPES = {
@@ -108,8 +109,8 @@ def kernel_for(neuron: Any, currents: Tensor) -> Kernel | str:
 
 
 def _found_compiler() -> bool:
-    if compiler.compiler() is None:
-        _say_once(
+    if native.compiler() is None:
+        say_once(
             "no C++ compiler found: neurons run step by step, slower and equal; install g++ to fuse them"
         )
         return False
@@ -117,15 +118,6 @@ def _found_compiler() -> bool:
 
 
 _have_compiler: Callable[[], bool] = torch.compiler.assume_constant_result(_found_compiler)
-
-
-_SAID: set[str] = set()
-
-
-def _say_once(message: str) -> None:
-    if message not in _SAID:
-        _SAID.add(message)
-        warnings.warn(f"marsnn: {message}", stacklevel=2)
 
 
 def unroll(
@@ -189,10 +181,10 @@ def unroll(
                 results = _Unroll.apply(call, reference, len(given), currents, *given, *tensors)
             else:
                 results = run_forward(call, currents, given, tensors)
-        except compiler.BuildError as error:
+        except native.BuildError as error:
             if neuron.backend == "fused":
                 raise
-            _say_once(f"{error}; neurons run step by step")
+            say_once(f"{error}; neurons run step by step")
             return None
         except NonFiniteError as error:
             raise NonFiniteError(f"{type(neuron).__name__}: {error}") from None
@@ -248,7 +240,7 @@ def _agrees(reference: _Reference, call: Call, currents: Tensor, params: Sequenc
         differs = f"the {call.kernel} kernel and its steps differ on {currents.device}"
         if reference.neuron.backend == "fused":
             raise InputError(f'{type(reference.neuron).__name__}: backend="fused" can\'t run this: {differs}')
-        _say_once(f"{differs}; neurons run step by step there")
+        say_once(f"{differs}; neurons run step by step there")
     return _AGREEMENT[key]
 
 

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import torch
 
-from marsnn import surrogate
+from marsnn import native, surrogate
 from marsnn.errors import InputError
 from marsnn.neurons import LIF, compiler, cuda, fused
 from tests.helpers import same
@@ -35,7 +35,7 @@ extern "C" long size_of_task() { return sizeof(Task); }
 """
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 
-needs_compiler = pytest.mark.skipif(compiler.compiler() is None, reason="needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="needs a C++ compiler")
 
 
 class Emulated:
@@ -45,14 +45,14 @@ class Emulated:
         sources = folder / "kernels"
         if not sources.exists():
             shutil.copytree(compiler.SOURCES, sources)
-        text = compiler.source(header, ("ONE_COLUMN", f"SEGMENT={cuda.SEGMENT}", *macros), "unroll_cuda.h")
+        text = native.source(header, ("ONE_COLUMN", f"SEGMENT={cuda.SEGMENT}", *macros), "unroll_cuda.h")
         unit, made = (
             folder / f"{abs(hash((header, macros)))}.cpp",
             folder / f"{abs(hash((header, macros)))}.so",
         )
         unit.write_text(THREADS + text + LOOPS)
         exact = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared"]
-        command = [compiler.compiler(), *exact, f"-I{sources}", str(unit), "-o", str(made)]
+        command = [native.compiler(), *exact, f"-I{sources}", str(unit), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[:2000]
         self.made = ctypes.CDLL(str(made))
@@ -181,10 +181,10 @@ def asked(neuron, like, learned=True):
 
         def remember(call, reference, fields, currents, *tensors):
             seen.update(call=call, reference=reference, params=tensors[fields:])
-            raise compiler.BuildError("enough")
+            raise native.BuildError("enough")
 
         patch.setattr(fused._Unroll, "apply", remember)
-        with pytest.raises(compiler.BuildError):
+        with pytest.raises(native.BuildError):
             neuron(like)
     return seen["call"], seen["reference"], seen["params"]
 
@@ -214,7 +214,7 @@ def test_a_wrong_kernel_is_not_believed(file, right, wrong, monkeypatch, tmp_pat
 
 
 def test_what_is_not_believed_is_said_once_and_run_step_by_step(monkeypatch):
-    monkeypatch.setattr(fused, "_SAID", set())
+    monkeypatch.setattr(native, "_SAID", set())
     monkeypatch.setattr(fused, "_AGREEMENT", {})
     monkeypatch.setattr(fused, "probe", lambda *_: False)
     like = torch.randn(3, 4)
@@ -267,11 +267,11 @@ def test_every_kernel_and_surrogate_is_built():
     for name in surrogate._KINDS:
         cuda.compiled("lif", ("DTYPE_float32", f"SURROGATE_{name}"), "compute_80")
     with pytest.raises(
-        compiler.BuildError, match=r"NVRTC could not build the kernel lif for compute_80: .*error"
+        native.BuildError, match=r"NVRTC could not build the kernel lif for compute_80: .*error"
     ):
         cuda.compiled("lif", ("DTYPE_float32", "SURROGATE_none"), "compute_80")
 
 
 def test_task_has_room_or_says_so():
-    with pytest.raises(compiler.BuildError, match="room for 8 items, needs 9"):
+    with pytest.raises(native.BuildError, match="room for 8 items, needs 9"):
         cuda.pack_task((1, 1, 1, 1, 1, 1, 0, b"", bytes(72), 1), (1, b"", b""), None)

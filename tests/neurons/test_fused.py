@@ -10,7 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from marsnn import Network, neurons, surrogate
+from marsnn import Network, native, neurons, surrogate
 from marsnn.errors import InputError, NonFiniteError
 from marsnn.neurons import ALIF, ATMN, LIF, PLIF, IntegerLIF, compiler, fused, lif_step
 from tests.helpers import ForeignModule, same
@@ -428,11 +428,11 @@ def test_a_state_of_another_dtype_is_promoted_as_in_the_reference():
 def fresh(monkeypatch, tmp_path):
     """No kernel loaded, an empty cache."""
     monkeypatch.setenv("MARSNN_CACHE", str(tmp_path / "cache"))
-    for cached in (compiler.library, compiler.compiler, compiler.cache_folder):
+    for cached in (compiler.library, native.compiler, native.cache_folder):
         cached.cache_clear()
-    monkeypatch.setattr(fused, "_SAID", set())
+    monkeypatch.setattr(native, "_SAID", set())
     yield tmp_path / "cache" / "kernels"
-    for cached in (compiler.library, compiler.compiler, compiler.cache_folder):
+    for cached in (compiler.library, native.compiler, native.cache_folder):
         cached.cache_clear()
 
 
@@ -458,7 +458,7 @@ def test_a_compiler_that_fails_is_said_once(fresh, monkeypatch, tmp_path):
         spikes, _ = [LIF()(x), LIF()(x)]
     assert len(said) == 1
     assert same(spikes, LIF(backend="reference")(x))
-    with pytest.raises(compiler.BuildError, match="out of order"):
+    with pytest.raises(native.BuildError, match="out of order"):
         LIF(backend="fused")(x)
     assert not list(fresh.iterdir())
 
@@ -478,7 +478,7 @@ def test_the_cache_is_private_and_used_again(fresh):
 def test_a_cache_that_others_may_write_to_is_not_trusted(fresh):
     fresh.mkdir(parents=True)
     fresh.chmod(0o777)
-    assert compiler.cache_folder() != fresh
+    assert native.cache_folder() != fresh
 
 
 def test_two_processes_may_build_the_same_kernel(fresh):
@@ -491,7 +491,7 @@ def test_two_processes_may_build_the_same_kernel(fresh):
 
 
 def test_a_long_build_says_what_it_waits_for(fresh, monkeypatch, capfd):
-    monkeypatch.setattr(compiler, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(native, "PATIENCE_S", 0.0)
     LIF()(noise(2, 3))
     assert capfd.readouterr().err == "marsnn: compiling the lif kernel, once for this machine\n"
 

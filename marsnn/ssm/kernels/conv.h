@@ -1,0 +1,115 @@
+// A causal convolution over tokens, each channel by itself, forward and back.
+//
+//     y[l] = bias + sum_k weight[k] x[l - k]        k = 0 .. K - 1, and k <= seen[l]
+//
+// Tokens before the first are `before`, the newest last. Layout: [L, B, D]; weight [K, D]; before [K - 1, B, D];
+// seen [L, B] is how many tokens back a token may look, or null for no limit.
+#pragma once
+#include "gemm.h"
+
+constexpr int MOST = 16;  // taps
+
+struct Problem {
+    long L, B, D, K;
+    int threads;
+};
+
+struct Rows {
+    const Stored* data;
+    long token, sample;
+    const Stored* at(long l, long b) const { return data + l * token + b * sample; }
+};
+
+static const Stored* earlier(const Problem& p, Rows x, const Stored* before, long l, long b) {
+    return l >= 0 ? x.at(l, b) : before ? before + ((p.K - 1 + l) * p.B + b) * p.D : nullptr;
+}
+
+extern "C" void forward(const Problem* q, const Stored* x, long xl, long xb, const F* weight, const F* bias,
+                        const Stored* before, const int32_t* seen, Stored* y) {
+    const Problem p = *q;
+    const Rows rows = {x, xl, xb};
+#pragma omp parallel for schedule(static) num_threads(p.threads)
+    for (long l = 0; l < p.L; l++)
+        for (long b = 0; b < p.B; b++) {
+            const Stored* taps[MOST];
+            const F* weights[MOST];
+            int used = 0;
+            for (long k = 0; k < p.K && !(seen && k > seen[l * p.B + b]); k++) {
+                const Stored* from = earlier(p, rows, before, l - k, b);
+                if (!from) break;
+                taps[used] = from;
+                weights[used++] = weight + k * p.D;
+            }
+            Stored* to = y + (l * p.B + b) * p.D;
+            if (used == 4) {
+                const Stored *x0 = taps[0], *x1 = taps[1], *x2 = taps[2], *x3 = taps[3];
+                const F *w0 = weights[0], *w1 = weights[1], *w2 = weights[2], *w3 = weights[3];
+                for (long d = 0; d < p.D; d++)
+                    to[d] = narrowed((bias ? bias[d] : 0) + w0[d] * widened(x0[d]) + w1[d] * widened(x1[d]) +
+                                     w2[d] * widened(x2[d]) + w3[d] * widened(x3[d]));
+            } else {
+                for (long d = 0; d < p.D; d++) {
+                    F total = bias ? bias[d] : 0;
+                    for (int k = 0; k < used; k++) total += weights[k][d] * widened(taps[k][d]);
+                    to[d] = narrowed(total);
+                }
+            }
+        }
+}
+
+// gweight [threads, K, D] and gbias [threads, D] are sums of each thread; gbefore may be null
+extern "C" void backward(const Problem* q, const Stored* x, long xl, long xb, const F* weight,
+                         const Stored* before, const int32_t* seen, const Stored* gy, long gl, long gb,
+                         Stored* gx, F* gweight, F* gbias, F* gbefore) {
+    const Problem p = *q;
+    const Rows rows = {x, xl, xb}, grads = {gy, gl, gb};
+#pragma omp parallel for schedule(static) num_threads(p.threads)
+    for (long thread = 0; thread < p.threads; thread++) {
+        F *gw = gweight + thread * p.K * p.D, *gs = gbias + thread * p.D;
+        for (long l = thread * p.L / p.threads; l < (thread + 1) * p.L / p.threads; l++)
+            for (long b = 0; b < p.B; b++) {
+                const Stored* g = grads.at(l, b);
+                for (long d = 0; d < p.D; d++) gs[d] += widened(g[d]);
+                for (long k = 0; k < p.K && !(seen && k > seen[l * p.B + b]); k++) {
+                    const Stored* from = earlier(p, rows, before, l - k, b);
+                    if (!from) break;
+                    F* to = gw + k * p.D;
+                    for (long d = 0; d < p.D; d++) to[d] += widened(g[d]) * widened(from[d]);
+                }
+                const Stored* later[MOST];
+                const F* weights[MOST];
+                int used = 0;
+                for (long k = 0; k < p.K && l + k < p.L; k++)
+                    if (!(seen && k > seen[(l + k) * p.B + b])) {
+                        later[used] = grads.at(l + k, b);
+                        weights[used++] = weight + k * p.D;
+                    }
+                Stored* to = gx + (l * p.B + b) * p.D;
+                if (used == 4) {
+                    const Stored *g0 = later[0], *g1 = later[1], *g2 = later[2], *g3 = later[3];
+                    const F *w0 = weights[0], *w1 = weights[1], *w2 = weights[2], *w3 = weights[3];
+                    for (long d = 0; d < p.D; d++)
+                        to[d] = narrowed(w0[d] * widened(g0[d]) + w1[d] * widened(g1[d]) +
+                                         w2[d] * widened(g2[d]) + w3[d] * widened(g3[d]));
+                } else {
+                    for (long d = 0; d < p.D; d++) {
+                        F total = 0;
+                        for (int k = 0; k < used; k++) total += weights[k][d] * widened(later[k][d]);
+                        to[d] = narrowed(total);
+                    }
+                }
+            }
+    }
+    if (!gbefore) return;
+    for (long j = 0; j < p.K - 1; j++)  // token j - (K - 1)
+        for (long b = 0; b < p.B; b++) {
+            F* to = gbefore + (j * p.B + b) * p.D;
+            for (long d = 0; d < p.D; d++) to[d] = 0;
+            for (long l = 0; l <= j && l < p.L; l++) {
+                const long k = l + (p.K - 1) - j;
+                if (k >= p.K || (seen && k > seen[l * p.B + b])) continue;
+                const Stored* g = grads.at(l, b);
+                for (long d = 0; d < p.D; d++) to[d] += weight[k * p.D + d] * widened(g[d]);
+            }
+        }
+}

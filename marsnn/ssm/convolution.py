@@ -42,12 +42,13 @@ def causal_convolution(
     Returns:
         y [L, B, D].
     """
-    K = len(weight)
-    if backend in ("auto", "fused") and fused.why_not(x) is None and K <= TAPS and len(x) > 1:
-        try:
-            return _Convolution.apply(x, weight, bias, before, seen)  # type: ignore[no-any-return]
-        except native.BuildError as error:
-            native.say_once(f"{error}; convolutions run in torch")
+    if backend == "reference" or fused.transformed(x):
+        return shifted(x, weight, bias, before, seen)
+    compiled = backend in ("auto", "fused") and fused.why_not(x) is None and len(weight) <= TAPS
+    try:
+        return _Convolution.apply(x, weight, bias, before, seen, compiled)  # type: ignore[no-any-return]
+    except native.BuildError as error:
+        native.say_once(f"{error}; convolutions run in torch")
     return shifted(x, weight, bias, before, seen)
 
 
@@ -86,8 +87,18 @@ def _library(dtype: str) -> ctypes.CDLL:
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor | None, seen: Tensor | None
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        before: Tensor | None,
+        seen: Tensor | None,
+        compiled: bool,
     ) -> Tensor:
+        ctx.compiled = compiled
+        if not compiled:
+            ctx.save_for_backward(x, weight, bias, before, None, None, seen)
+            return _by_taps(x, weight, bias, before, seen)
         wide = computed_in(x.dtype)
         x = x if x.stride(2) == 1 else x.contiguous()
         taps = weight.to(wide).contiguous()
@@ -111,7 +122,9 @@ class _Convolution(torch.autograd.Function):
             def plain(x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor | None) -> tuple[Tensor]:
                 return (shifted(x, weight, bias, before, limit),)
 
-            return *fused.differentiable(plain, inputs, (gy,)), None
+            return *fused.differentiable(plain, inputs, (gy,)), None, None
+        if not ctx.compiled:
+            return *_taps_backward(x, weight, bias, before, limit, gy), None, None
         gy = gy if gy.stride(2) == 1 else gy.contiguous()
         problem = _problem(x, weight)
         gx = torch.empty(x.shape, dtype=x.dtype)
@@ -128,7 +141,62 @@ class _Convolution(torch.autograd.Function):
             None if bias is None else gbias.sum(0).to(bias.dtype),
             None if gbefore is None else gbefore.to(before.dtype),
             None,
+            None,
         )
+
+
+def _by_taps(
+    x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor | None, seen: Tensor | None
+) -> Tensor:
+    """As `shifted`, in place."""
+    wide, (K, L) = computed_in(x.dtype), (len(weight), len(x))
+    source, taps = x.to(wide), weight.to(wide)
+    y = source * taps[0]
+    if bias is not None:
+        y += bias.to(wide)
+    for k in range(1, K):
+        if k < L:
+            y[k:].addcmul_(_limited(source[:-k], seen, k), taps[k])
+        if before is not None:
+            few = min(k, L)
+            y[:few].addcmul_(_limited(before[K - 1 - k : K - 1 - k + few].to(wide), seen, k, few), taps[k])
+    return y.to(x.dtype)
+
+
+def _limited(values: Tensor, seen: Tensor | None, k: int, upto: int | None = None) -> Tensor:
+    """Zero where a token must not look k back; `values` meet tokens k on, or the first `upto`."""
+    if seen is None:
+        return values
+    return values.where((seen[k:upto] if upto is None else seen[:upto]).ge(k).unsqueeze(-1), 0.0)
+
+
+def _taps_backward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor | None, seen: Tensor | None, gy: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, weight, bias and before."""
+    wide, (K, L) = computed_in(x.dtype), (len(weight), len(x))
+    source, taps, grads = x.to(wide), weight.to(wide), gy.to(wide)
+    gx = grads * taps[0]
+    gweight = [torch.linalg.vecdot(grads.flatten(0, 1), source.flatten(0, 1), dim=0)]
+    gbefore = None if before is None else torch.zeros_like(before, dtype=wide)
+    for k in range(1, K):
+        own = grads.new_zeros(grads.shape[-1])
+        if k < L:
+            later = _limited(grads[k:], seen, k)
+            gx[:-k].addcmul_(later, taps[k])
+            own += (later * source[:-k]).sum((0, 1))
+        if before is not None and gbefore is not None:
+            few = min(k, L)
+            first, span = _limited(grads[:few], seen, k, few), slice(K - 1 - k, K - 1 - k + few)
+            gbefore[span].addcmul_(first, taps[k])
+            own += (first * before[span].to(wide)).sum((0, 1))
+        gweight.append(own)
+    return (
+        gx.to(x.dtype),
+        torch.stack(gweight).to(weight.dtype),
+        None if bias is None else grads.sum((0, 1)).to(bias.dtype),
+        None if gbefore is None or before is None else gbefore.to(before.dtype),
+    )
 
 
 def _problem(x: Tensor, weight: Tensor) -> _Problem:

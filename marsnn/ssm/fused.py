@@ -67,16 +67,21 @@ def why_not(x: Tensor) -> str | None:
         return f"it runs on a CPU, and x is on {x.device}"
     if x.dtype not in DTYPES:
         return f"it has no {x.dtype}"
-    if (
-        torch.compiler.is_compiling()
-        or type(x) not in (Tensor, torch.nn.Parameter)
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-    ):
+    if transformed(x):
         return "tensors are being transformed or traced (torch.compile, torch.func, a dispatch mode)"
     if native.compiler() is None:
         return "there is no C++ compiler (CXX, c++, g++, clang++); install g++"
     return None
+
+
+def transformed(x: Tensor) -> bool:
+    """Whether operations on x are traced or transformed: torch.compile, torch.func, a mode or a subclass."""
+    return (
+        torch.compiler.is_compiling()
+        or type(x) not in (Tensor, torch.nn.Parameter)
+        or torch._C._are_functorch_transforms_active()
+        or bool(torch._C._len_torch_dispatch_stack())
+    )
 
 
 def scan(

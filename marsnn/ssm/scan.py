@@ -17,7 +17,7 @@ decays are. Decays of 0 (log -inf) and 1 (log 0) are ordinary values in both pat
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -173,8 +173,32 @@ def pairs(until: Tensor, dtype: torch.dtype) -> Tensor:
     """D [*, Q, Q] from running sums of log decays [*, Q] in float64: exp(until[i] - until[j]) for j <= i."""
     Q = until.shape[-1]
     above = torch.ones(Q, Q, dtype=torch.bool, device=until.device).triu(1)
-    spans = until.unsqueeze(-1) - until.unsqueeze(-2)
-    return spans.masked_fill(above, -torch.inf).to(dtype).exp()
+    if not torch.is_grad_enabled() or fused.transformed(until):
+        return _decays(until, above, dtype)
+    return _Pairs.apply(until, above, dtype)  # type: ignore[no-any-return]
+
+
+def _decays(until: Tensor, above: Tensor, dtype: torch.dtype) -> Tensor:
+    spans = (until.unsqueeze(-1) - until.unsqueeze(-2)).to(dtype)
+    return spans.masked_fill(above, -torch.inf).exp()
+
+
+class _Pairs(torch.autograd.Function):
+    """As autograd would do it, with sums in float64 and everything else in the dtype of D."""
+
+    @staticmethod
+    def forward(ctx: Any, until: Tensor, above: Tensor, dtype: torch.dtype) -> Tensor:
+        made = _decays(until, above, dtype)
+        ctx.save_for_backward(until, above, made)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        until, above, made = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            made = _decays(until, above, made.dtype)
+        slopes = grad * made
+        return slopes.sum(-1, dtype=until.dtype) - slopes.sum(-2, dtype=until.dtype), None, None
 
 
 def carried(brought: Tensor, totals: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,8 @@ from marsnn.ssm.convolution import causal_convolution
 from marsnn.ssm.reference import s4d_loop
 from tests.helpers import same
 
+needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="needs a C++ compiler")
+
 D, B = 6, 3
 LAYERS = {
     "s4d": lambda **more: S4D(D, 8, **more),
@@ -466,14 +468,14 @@ def test_the_state_does_not_grow_with_the_sequence():
 # ---- the convolution ----------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(native.compiler() is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("path", ["chunked", pytest.param("auto", marks=needs_compiler)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("L", "K", "C"), [(2, 4, 3), (3, 5, 1), (64, 4, 20), (1000, 4, 17), (70, 3, 600), (9, 1, 8)]
 )
 @pytest.mark.parametrize("limited", [False, True])
 @pytest.mark.parametrize("begun", [False, True])
-def test_the_convolutions_kernel_is_the_shifted_sum(dtype, L, K, C, limited, begun):
+def test_both_fast_convolutions_are_the_shifted_sum(path, dtype, L, K, C, limited, begun):
     x = noise(L, 2, C + 3, dtype=dtype)[..., :C].requires_grad_()
     weight, bias = noise(K, C, dtype=dtype).requires_grad_(), noise(C, dtype=dtype).requires_grad_()
     before = noise(K - 1, 2, C, dtype=dtype, seed=2).requires_grad_() if begun else None
@@ -481,7 +483,7 @@ def test_the_convolutions_kernel_is_the_shifted_sum(dtype, L, K, C, limited, beg
     upstream = noise(L, 2, C, dtype=dtype, seed=3)
     wanted_of = [x, weight, bias, *([before] if begun else [])]
     outcomes = []
-    for backend in ("auto", "reference"):
+    for backend in (path, "reference"):
         y = causal_convolution(x, weight, bias, before, seen, backend)
         outcomes.append([y, *torch.autograd.grad(y, wanted_of, upstream)])
     assert gap(*outcomes) < {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]

@@ -42,10 +42,43 @@ constexpr long LANES = VECTOR_BYTES / sizeof(F);
 INLINE long padded(long n) { return (n + LANES - 1) / LANES * LANES; }
 INLINE V load(const F* p) { return *(const V*)p; }
 INLINE void store(F* p, V v) { *(V*)p = v; }
+
+#if defined(DTYPE_float64)
+typedef int64_t Lane;
+#else
+typedef int32_t Lane;
+#endif
+typedef Lane Picks __attribute__((vector_size(VECTOR_BYTES)));
+
+// lane by lane: i -> f(i)
+template <typename Function>
+INLINE Picks picks(Function f) {
+    Picks p = {};
+    for (long i = 0; i < LANES; i++) p[i] = f(i);
+    return p;
+}
+// lane i is a[p[i]], or b[p[i] - LANES]
+INLINE V shuffled(V a, V b, Picks p) {
+#if defined(__clang__)
+    V made = {};
+    for (long i = 0; i < LANES; i++) made[i] = p[i] < LANES ? a[p[i]] : b[p[i] - LANES];
+    return made;
+#else
+    return __builtin_shuffle(a, b, p);
+#endif
+}
 INLINE F sum(V v) {
-    F total = 0;
-    for (long i = 0; i < LANES; i++) total += v[i];
-    return total;
+    for (long s = LANES / 2; s; s /= 2) v += shuffled(v, v, picks([s](long i) { return i ^ s; }));
+    return v[0];
+}
+INLINE V first(V v, long n) {  // lanes from n on become zero
+    const Picks lane = picks([](long i) { return i; });
+    const Picks kept = lane < (Picks{} + (Lane)n);
+    Picks bits;
+    memcpy(&bits, &v, sizeof(V));
+    bits &= kept;
+    memcpy(&v, &bits, sizeof(V));
+    return v;
 }
 
 // ---- between tensors and what is computed in -------------------------------------------------------------
@@ -79,11 +112,27 @@ static void scatter(const F* from, long width, long rows, long n, Stored* to, lo
     for (long i = 0; i < rows; i++)
         for (long j = 0; j < n; j++) to[i * step + j] = narrowed(from[i * width + j]);
 }
+template <long S>
+static INLINE void swapped(V* row) {  // blocks of S x S across the diagonal, in all blocks of 2 S x 2 S
+    const Picks low = picks([](long i) { return i & S ? LANES + i - S : i; });
+    const Picks high = picks([](long i) { return i & S ? LANES + i : i + S; });
+    for (long i = 0; i < LANES; i++)
+        if (!(i & S)) {
+            const V a = row[i], b = row[i + S];
+            row[i] = shuffled(a, b, low);
+            row[i + S] = shuffled(a, b, high);
+        }
+    if constexpr (S > 1) swapped<S / 2>(row);
+}
+// rows x n values of `from` [rows, width] to `to` [n, out], zeros where there are no rows
 static void transpose(const F* from, long width, long rows, long n, F* to, long out) {
-    for (long j = 0; j < n; j++) {
-        for (long i = 0; i < rows; i++) to[j * out + i] = from[i * width + j];
-        for (long i = rows; i < out; i++) to[j * out + i] = 0;
-    }
+    for (long i = 0; i < out; i += LANES)
+        for (long j = 0; j < n; j += LANES) {
+            V block[LANES];
+            for (long k = 0; k < LANES; k++) block[k] = i + k < rows ? load(from + (i + k) * width + j) : V{};
+            swapped<LANES / 2>(block);
+            for (long k = 0; k < LANES && j + k < n; k++) store(to + (j + k) * out + i, block[k]);
+        }
 }
 // to[i, :] = scale[i] from[i, :]
 static void scaled(const F* from, const F* scale, long rows, long width, F* to) {
@@ -92,9 +141,14 @@ static void scaled(const F* from, const F* scale, long rows, long width, F* to) 
             store(to + i * width + j, scale[i] * load(from + i * width + j));
 }
 static F inner(const F* a, const F* b, long n) {  // n a multiple of LANES
-    V total = {};
-    for (long j = 0; j < n; j += LANES) total += load(a + j) * load(b + j);
-    return sum(total);
+    V total = {}, other = {};
+    long j = 0;
+    for (; j + LANES < n; j += 2 * LANES) {
+        total += load(a + j) * load(b + j);
+        other += load(a + j + LANES) * load(b + j + LANES);
+    }
+    if (j < n) total += load(a + j) * load(b + j);
+    return sum(total + other);
 }
 
 // ---- c = a b, or c += a b --------------------------------------------------------------------------------

@@ -227,15 +227,12 @@ static void backward_unit(const Problem& p, long sample, long part, long h0, lon
             for (long k = rows - 1; k >= 0; k--) {
                 after_k += e[k];
                 V pair = {};
-                F tail = 0;
-                long j = 0;
-                for (; j + LANES <= k; j += LANES) {
-                    V both = load(column + j) + load(below + k * Q + j);
-                    store(column + j, both);
+                for (long j = 0; j < k; j += LANES) {
+                    const V both = first(load(column + j) + load(below + k * Q + j), k - j);
+                    store(column + j, both);  // what is cut off is not asked for again
                     pair += both;
                 }
-                for (; j < k; j++) tail += column[j] += below[k * Q + j];
-                gdecay[k * p.B * p.H] = sum(pair) + tail + after_k + f[k] + through;
+                gdecay[k * p.B * p.H] = sum(pair) + after_k + f[k] + through;
             }
 
             if (skip) {

@@ -209,7 +209,7 @@ def test_states_of_other_layers_are_refused_by_name():
         simulate(made("s4d", "ATMN"), x, state={"s4d1": state["ssd1"]})
     with pytest.raises(InputError, match=r"linear1: the state holds .* but this Linear is another layer"):
         simulate(network, x, state={"linear1": state["ssd1"]})
-    with pytest.raises(InputError, match=r"ssd1: SSD: the state's recent is .* with this batch"):
+    with pytest.raises(InputError, match=r"ssd1: SSDCore: the state's recent is .* with this batch"):
         simulate(network, noise(5, 3, D), state=state)
 
 

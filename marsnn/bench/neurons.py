@@ -16,11 +16,6 @@ question. Peak memory is measured with the allocator as it comes.
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -32,11 +27,10 @@ from torch import Tensor
 
 from marsnn.bench import timing
 from marsnn.bench.contestants import Contestant, Run, entries, installed
-from marsnn.bench.timing import Summary
-from marsnn.errors import InputError, MarsnnError
+from marsnn.bench.parts import KEEP_MEMORY, aimed, aims_table, machine, milliseconds, part, risen, spread
+from marsnn.errors import InputError
 from marsnn.neurons import fused
 from marsnn.progress import track
-from marsnn.workers import peak_memory_mb, start_peak_memory
 
 T, N = 16, 1 << 18
 """The size at which everything is compared."""
@@ -45,11 +39,6 @@ SCALED = ("LIF", "ATMN")
 OVER_T = (1, 2, 4, 8, 16, 32, 64)  # at N
 OVER_N = tuple(1 << power for power in range(12, 25, 2))  # at T
 QUICK_N = 1 << 14
-KEEP_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 40),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
-    "MALLOC_TOP_PAD_": str(1 << 28),
-}
 
 
 # ---- parts, each in a process of its own ----------------------------------------------------------------
@@ -75,15 +64,15 @@ def speed(model: str, features: int, steps: int, count: int, device: str) -> lis
             "model": model,
             "library": each.library,
             "what": each.what,
-            "forward_ms": _ms(forward),
-            "both_ms": _ms(both),
+            "forward_ms": milliseconds(forward),
+            "both_ms": milliseconds(both),
             "forward_to_copy": timing.ratio(forward, seconds["copy"]),
             "both_to_copies": timing.ratio(both, seconds["copies"]),
             "forward_to_ours": timing.ratio(forward, seconds[f"{_key(own[0])} forward"]),
             "both_to_ours": timing.ratio(both, seconds[f"{_key(own[0])} both"]),
         }
         found.append(row)
-    floor = {"copy_ms": _ms(seconds["copy"]), "copies_ms": _ms(seconds["copies"])}
+    floor = {"copy_ms": milliseconds(seconds["copy"]), "copies_ms": milliseconds(seconds["copies"])}
     return [{**row, **floor} for row in found]
 
 
@@ -120,21 +109,9 @@ def memory(model: str, library: str, what: str, features: int, steps: int, devic
     few = each.make(64, 2, device)
     _both(few, *_tensors(64, 2, device))  # code that is loaded on first use
     currents, upstream = _tensors(features, steps, device)
-    rises = [_risen(partial(_both, run, currents, upstream), device) for _ in range(3)]
+    rises = [risen(partial(_both, run, currents, upstream), device) for _ in range(3)]
     extra = None if None in rises else sorted(rises)[1]  # type: ignore[type-var]
     return {"model": model, "library": library, "what": what, "extra_mb": extra}
-
-
-def _risen(call: Callable[[], Any], device: str) -> float | None:
-    """How far memory rises in a call, in 10^6 bytes."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call()
-        return (torch.cuda.max_memory_allocated() - before) / 1e6
-    start = start_peak_memory()
-    call()
-    return peak_memory_mb(start)
 
 
 def first_use(model: str) -> dict[str, Any]:
@@ -148,30 +125,6 @@ def first_use(model: str) -> dict[str, Any]:
         "seconds": time.perf_counter() - started,
         "fused": sum(fused.LAUNCHES.values()) == 2,
     }
-
-
-PARTS = {part.__name__: part for part in (speed, scaling, memory, first_use)}
-
-
-def child() -> None:
-    """A part in its own process: its name and arguments come as JSON, its result goes as JSON."""
-    name, arguments = json.load(sys.stdin)
-    print(json.dumps(PARTS[name](**arguments)))
-
-
-def _part(name: str, environment: dict[str, str] | None = None, **arguments: Any) -> Any:
-    done = subprocess.run(
-        [sys.executable, "-c", "from marsnn.bench.neurons import child; child()"],
-        input=json.dumps([name, arguments]),
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **(environment or {})},
-    )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise MarsnnError(f"bench neurons: {name} {arguments} failed: {last}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _key(each: Contestant) -> str:
@@ -205,10 +158,6 @@ def _both(run: Run, currents: Tensor, upstream: Tensor) -> None:
 def _again(times: int, what: Callable[[], Any]) -> None:
     for _ in range(times):
         what()
-
-
-def _ms(seconds: Sequence[float]) -> Summary:
-    return timing.summary([1e3 * s for s in seconds])
 
 
 # ---- the whole ------------------------------------------------------------------------------------------
@@ -247,20 +196,24 @@ def _run(quick: bool, device: str, count: int) -> dict[str, Any]:
     }
     jobs: list[tuple[str, Callable[[], Any]]] = []
     for model in models:
-        call = partial(_part, "speed", KEEP_MEMORY, model=model, features=features, steps=T, count=count)
+        call = partial(
+            part, "neurons", "speed", KEEP_MEMORY, model=model, features=features, steps=T, count=count
+        )
         jobs.append(("speed", partial(call, device=device)))
     for model in SCALED[:1] if quick else SCALED:
         for axis in sizes:
-            call = partial(_part, "scaling", KEEP_MEMORY, model=model, sizes=sizes[axis])
+            call = partial(part, "neurons", "scaling", KEEP_MEMORY, model=model, sizes=sizes[axis])
             jobs.append((f"over_{axis}", partial(call, count=max(3, count // 2), device=device)))
     for each in entries():
         if not quick or each.what in ("LIF", "LIFNode"):
-            call = partial(_part, "memory", None, model=each.model, library=each.library, what=each.what)
+            call = partial(
+                part, "neurons", "memory", None, model=each.model, library=each.library, what=each.what
+            )
             jobs.append(("memory", partial(call, features=features, steps=T, device=device)))
     result: dict[str, Any] = {
         "benchmark": "neurons",
         "command": f"marsnn bench neurons --device {device} --rounds {count}" + " --quick" * quick,
-        "machine": _machine(device),
+        "machine": machine(device),
         "libraries": installed(),
         "T": T,
         "N": features,
@@ -270,9 +223,9 @@ def _run(quick: bool, device: str, count: int) -> dict[str, Any]:
         "over_N": [],
         "memory": [],
     }
-    for part, job in track(jobs, f"neurons on {device}"):
+    for heading, job in track(jobs, f"neurons on {device}"):
         found = job()
-        result[part] += found if isinstance(found, list) else [found]
+        result[heading] += found if isinstance(found, list) else [found]
     result["first_use"] = _first_use() if device == "cpu" else None
     result["targets"] = [] if quick else targets(result)
     return result
@@ -282,26 +235,9 @@ def _first_use() -> list[dict[str, Any]]:
     found = []
     with tempfile.TemporaryDirectory() as cache:
         for what in ("build", "load"):
-            row = _part("first_use", {"MARSNN_CACHE": cache}, model="LIF")
+            row = part("neurons", "first_use", {"MARSNN_CACHE": cache}, model="LIF")
             found.append({"what": what, **row})
     return found
-
-
-def _machine(device: str) -> dict[str, Any]:
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 # ---- what was aimed at ----------------------------------------------------------------------------------
@@ -310,12 +246,10 @@ def _processor() -> str:
 def targets(result: dict[str, Any]) -> list[dict[str, Any]]:
     """What was aimed at, each with its value and whether it is met; what can't be told is left out."""
     speeds, memories = result["speed"], result["memory"]
-    found = []
+    found: list[dict[str, Any]] = []
 
-    def aim(what: str, value: float | None, sign: str, limit: float) -> None:
-        if value is not None:
-            met = value <= limit if sign == "<=" else value >= limit
-            found.append({"what": what, "value": value, "sign": sign, "limit": limit, "met": met})
+    def aim(*row: Any) -> None:
+        found.extend(aimed(*row))
 
     lif = _ours_of(speeds, "LIF")
     aim("LIF forward, in copies of the currents", lif["forward_to_copy"]["median"], "<=", 1.3)
@@ -352,17 +286,17 @@ def _peers_of(rows: Sequence[dict[str, Any]], model: str) -> list[dict[str, Any]
 
 def markdown(result: dict[str, Any]) -> str:
     """The result as Markdown tables."""
-    machine, libraries = result["machine"], result["libraries"]
+    here, libraries = result["machine"], result["libraries"]
     versions = ", ".join(f"{name} {number}" for name, number in libraries.items())
     copy, copies = (summaries(result, name) for name in ("copy_ms", "copies_ms"))
     parts = [
-        f"{machine['device']}, {machine['threads']} threads; torch {machine['torch']}, {versions}. "
+        f"{here['device']}, {here['threads']} threads; torch {here['torch']}, {versions}. "
         f"float32, T = {result['T']}, N = {result['N']:,}; medians of {result['rounds']} rounds, quartiles "
         f"in brackets. One copy of the currents takes {copy} ms, the four of the second floor {copies} ms.",
         _speed_table(result),
     ]
     if result["targets"]:
-        parts.append(_targets_table(result["targets"]))
+        parts.append(aims_table(result["targets"]))
     parts += [_scaling_table(result, "T"), _scaling_table(result, "N")]
     if result["first_use"]:
         built, loaded = (row["seconds"] for row in result["first_use"])
@@ -397,21 +331,13 @@ def _speed_table(result: dict[str, Any]) -> str:
             if row["library"] == "marsnn"
             else f"{row['library']} {named}",
             f"{row['forward_ms']['median']:.2f}",
-            _spread(row["forward_to_copy"]),
+            spread(row["forward_to_copy"]),
             f"{row['both_ms']['median']:.2f}",
-            _spread(row["both_to_copies"]),
-            "" if own else _spread(row["both_to_ours"]),
+            spread(row["both_to_copies"]),
+            "" if own else spread(row["both_to_ours"]),
             "" if mb is None else f"{mb:.0f}",
         )
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _targets_table(targets: Sequence[dict[str, Any]]) -> str:
-    lines = ["| aim | measured | wanted | |", "|---|---|---|---|"]
-    for row in targets:
-        verdict = "met" if row["met"] else "**not met**"
-        lines.append(f"| {row['what']} | {row['value']:.2f} | {row['sign']} {row['limit']:g} | {verdict} |")
     return "\n".join(lines)
 
 
@@ -424,14 +350,14 @@ def _scaling_table(result: dict[str, Any], axis: str) -> str:
         "|---" * (len(sizes) + 1) + "|",
     ]
     for model in dict.fromkeys(row["model"] for row in rows):
-        for part, name in (("copy_ns", "copy"), ("forward_ns", "forward"), ("both_ns", "forward + backward")):
-            own = {row[axis]: 1000 * row[part]["median"] for row in rows if row["model"] == model}
-            if part == "copy_ns" and model != rows[0]["model"]:
+        for field, name in (
+            ("copy_ns", "copy"),
+            ("forward_ns", "forward"),
+            ("both_ns", "forward + backward"),
+        ):
+            own = {row[axis]: 1000 * row[field]["median"] for row in rows if row["model"] == model}
+            if field == "copy_ns" and model != rows[0]["model"]:
                 continue
-            label = "one copy" if part == "copy_ns" else f"{model} {name}"
+            label = "one copy" if field == "copy_ns" else f"{model} {name}"
             lines.append(f"| {label} | " + " | ".join(f"{own[size]:.0f}" for size in sizes) + " |")
     return "\n".join(lines)
-
-
-def _spread(of: Summary) -> str:
-    return f"{of['median']:.2f} ({of['low']:.2f}, {of['high']:.2f})"

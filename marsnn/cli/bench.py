@@ -83,6 +83,29 @@ def neurons(
         save_figure(speed_panels(result), plot)
 
 
+@bench.command(epilog="Example:  marsnn bench ssm --save benchmarks/ssm.json")
+def ssm(
+    rounds: Annotated[int, typer.Option(help="how often all run, one after the other", min=3)] = 15,
+    quick: Annotated[bool, typer.Option("--quick", help="small: whether it works, not how fast")] = False,
+    save: Save = None,
+    plot: Annotated[Path | None, typer.Option(help="draw it to this .png")] = None,
+    seed: Annotated[int, typer.Option(help="accepted for uniformity: the inputs are fixed")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Speed and memory of a state space mixer over L, beside Mamba-2, attention and its GEMMs."""
+    from marsnn.bench import ssm as benchmark
+    from marsnn.files import probe
+
+    if plot:
+        probe(plot)
+    result = _measure(lambda: benchmark.run(quick, rounds), benchmark.markdown, save, as_json)
+    if plot:
+        from marsnn.plots.files import save_figure
+        from marsnn.plots.lengths import length_panels
+
+        save_figure(length_panels(result), plot)
+
+
 def _measure(
     run: Callable[[], dict[str, Any]], text: Callable[[dict[str, Any]], str], save: Path | None, as_json: bool
 ) -> dict[str, Any]:

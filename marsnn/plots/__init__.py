@@ -7,6 +7,7 @@ Blue is a positive spike and orange a negative one everywhere.
 from marsnn.plots.ablation import accuracy_energy
 from marsnn.plots.bands import raster
 from marsnn.plots.energy import energy_bars
+from marsnn.plots.lengths import over_length
 from marsnn.plots.membranes import traces
 from marsnn.plots.rates import firing_rates
 from marsnn.plots.speed import speed_bars, speed_scaling
@@ -15,6 +16,7 @@ __all__ = [
     "accuracy_energy",
     "energy_bars",
     "firing_rates",
+    "over_length",
     "raster",
     "speed_bars",
     "speed_scaling",

@@ -37,6 +37,9 @@ class SequenceLayer(nn.Module, ABC):
     wide_fields: ClassVar[tuple[str, ...]] = ()
     """Fields of the state that are float32 where the layer has 16 bits; the others have its dtype."""
 
+    whole_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of the state that are whole numbers."""
+
     features: int
     outputs: int
 
@@ -52,8 +55,24 @@ class SequenceLayer(nn.Module, ABC):
         """One token: x [B, D] to (y [B, outputs], next state), at a cost that no length changes."""
 
     @abstractmethod
+    def state_shapes(self, batch: int) -> tuple[tuple[int, ...], ...]:
+        """The shape of each field of the state of so many samples."""
+
     def initial_state(self, x: Tensor) -> Any:
-        """What is remembered before the first token, for tokens such as x [B, D]."""
+        """What is remembered before the first token, for tokens such as x [B, D]: zeros."""
+        shapes = self.state_shapes(len(x))
+        return self.State(
+            *(
+                torch.zeros(shape, dtype=self._dtype_of(name, x.dtype), device=x.device)
+                for name, shape in zip(self.state_fields(), shapes, strict=True)
+            )
+        )
+
+    def _dtype_of(self, field: str, dtype: torch.dtype) -> torch.dtype:
+        """Of a field of the state, where tokens have `dtype`."""
+        if field in self.whole_fields:
+            return torch.long
+        return computed_in(dtype) if field in self.wide_fields else dtype
 
     @classmethod
     def state_fields(cls) -> tuple[str, ...]:
@@ -63,11 +82,10 @@ class SequenceLayer(nn.Module, ABC):
     def state_from(self, fields: Mapping[str, Tensor]) -> Any:
         """Rebuild a state from its named tensors, as a saved Recording holds them: without 16-bit dtypes."""
         weight = next(self.parameters())
-        found = {}
-        for name in self.state_fields():
-            dtype = computed_in(weight.dtype) if name in self.wide_fields else weight.dtype
-            dtype = dtype if fields[name].is_floating_point() else fields[name].dtype
-            found[name] = fields[name].to(device=weight.device, dtype=dtype)
+        found = {
+            name: fields[name].to(device=weight.device, dtype=self._dtype_of(name, weight.dtype))
+            for name in self.state_fields()
+        }
         return self.State(**found)
 
     @abstractmethod
@@ -78,7 +96,42 @@ class SequenceLayer(nn.Module, ABC):
         return ", ".join(f"{name}={value!r}" for name, value in self.constructor().items())
 
     def _check(self, x: Tensor, state: Any, axes: str) -> Any:
-        """Refuse tokens and states that don't fit; the state, at rest where none was given."""
+        """Refuse tokens and states that don't fit; the state, at rest where none was given.
+
+        A state is looked through for NaN where it meets a sequence; one token must not wait for that.
+        """
+        self._check_tokens(x, axes)
+        finite(f"{type(self).__name__}: x", x)
+        return self._check_state(x, state, axes)
+
+    def _check_state(self, x: Tensor, state: Any, axes: str) -> Any:
+        who = type(self).__name__
+        tokens = x[0] if axes.startswith("L") else x
+        if state is None:
+            return self.initial_state(tokens)
+        if not isinstance(state, self.State):
+            raise InputError(
+                f"{who}: the state is a {type(state).__name__}, expected the {self.State.__name__} that an "
+                "earlier call of this layer returned"
+            )
+        for name, own, shape in zip(self.state_fields(), state, self.state_shapes(len(tokens)), strict=True):
+            if own.shape != shape:
+                raise ShapeError(
+                    f"{who}: the state's {name} is {list(own.shape)}, expected {list(shape)}; pass the state "
+                    "that an earlier call of this layer with this batch returned"
+                )
+            dtype = self._dtype_of(name, x.dtype)
+            if own.device != x.device or own.dtype != dtype:
+                raise InputError(
+                    f"{who}: the state's {name} is {own.dtype} on {own.device}, expected {dtype} on "
+                    f"{x.device}; convert it with .to()"
+                )
+            if axes.startswith("L"):
+                finite(f"{who}: the state's {name}", own)
+        return state
+
+    def _check_tokens(self, x: Tensor, axes: str) -> None:
+        """Refuse tokens that don't fit, whatever they hold."""
         who, D = type(self).__name__, self.features
         if x.ndim != len(axes.split(",")) or x.shape[-1] != D:
             raise ShapeError(
@@ -94,25 +147,3 @@ class SequenceLayer(nn.Module, ABC):
             )
         if x.device != weight.device:
             raise InputError(f"{who}: x is on {x.device}, the layer on {weight.device}; move one with .to()")
-        finite(f"{who}: x", x)
-        at_rest = self.initial_state(x[0] if axes.startswith("L") else x)
-        if state is None:
-            return at_rest
-        if not isinstance(state, self.State):
-            raise InputError(
-                f"{who}: the state is a {type(state).__name__}, expected the {self.State.__name__} that an "
-                "earlier call of this layer returned"
-            )
-        for name, own, rest in zip(self.state_fields(), state, at_rest, strict=True):
-            if own.shape != rest.shape:
-                raise ShapeError(
-                    f"{who}: the state's {name} is {list(own.shape)}, expected {list(rest.shape)}; pass the "
-                    "state that an earlier call of this layer with this batch returned"
-                )
-            if own.device != rest.device or own.dtype != rest.dtype:
-                raise InputError(
-                    f"{who}: the state's {name} is {own.dtype} on {own.device}, expected {rest.dtype} on "
-                    f"{rest.device}; convert it with .to()"
-                )
-            finite(f"{who}: the state's {name}", own)
-        return state

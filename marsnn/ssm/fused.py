@@ -45,8 +45,8 @@ def _library(dtype: str) -> ctypes.CDLL:
     return load("ssd", dtype, [*_INPUTS, *[_TENSOR] * 3], [*_INPUTS, *_STRIDED, *[_TENSOR] * 7])
 
 
-def load(header: str, dtype: str, forward: list[Any], backward: list[Any]) -> ctypes.CDLL:
-    """The kernel of `kernels/<header>.h` in a dtype: `forward` and `backward` of these arguments.
+def load(header: str, dtype: str, forward: list[Any], backward: list[Any] | None = None) -> ctypes.CDLL:
+    """The kernel of `kernels/<header>.h` in a dtype: `forward` and, where it has one, `backward`.
 
     Raises:
         BuildError: it can't be built or loaded.
@@ -56,8 +56,9 @@ def load(header: str, dtype: str, forward: list[Any], backward: list[Any]) -> ct
         loaded = ctypes.CDLL(str(native.built(SOURCES, header, text, native.CONTRACTED)))
     except OSError as error:
         raise native.BuildError(f"can't load the kernel {header}: {error}") from error
-    loaded.forward.argtypes, loaded.backward.argtypes = forward, backward
-    loaded.forward.restype = loaded.backward.restype = None
+    loaded.forward.argtypes, loaded.forward.restype = forward, None
+    if backward is not None:
+        loaded.backward.argtypes, loaded.backward.restype = backward, None
     return loaded
 
 

@@ -34,10 +34,11 @@ def ssd_step(
     """
     wide = state.dtype
     heads, group = x.shape[1], x.shape[1] // b.shape[1]
-    b = b.to(wide).repeat_interleave(group, 1) if b.shape[1] != heads else b.to(wide)
-    c = c.to(wide).repeat_interleave(group, 1) if c.shape[1] != heads else c.to(wide)
+    b, c = b.to(wide), c.to(wide)
+    if b.shape[1] not in (1, heads):
+        b, c = b.repeat_interleave(group, 1), c.repeat_interleave(group, 1)
     decay = log_decay.to(wide).exp()[:, :, None, None]
-    state = decay * state + b.unsqueeze(-1) * x.to(wide).unsqueeze(-2)
+    state = torch.addcmul(decay * state, b.unsqueeze(-1), x.to(wide).unsqueeze(-2))
     y = torch.matmul(c.unsqueeze(-2), state).squeeze(-2)
     if skip is not None:
         y = y + skip.to(wide)[:, None] * x.to(wide)

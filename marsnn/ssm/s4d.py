@@ -143,9 +143,8 @@ class S4D(SequenceLayer):
 
     # ---- running it -------------------------------------------------------------------------------------
 
-    def initial_state(self, x: Tensor) -> S4DState:
-        half = self.state_size // 2
-        return S4DState(x.new_zeros((len(x), self.features, half, 2), dtype=computed_in(x.dtype)))
+    def state_shapes(self, batch: int) -> tuple[tuple[int, ...], ...]:
+        return ((batch, self.features, self.state_size // 2, 2),)
 
     def forward(
         self, x: Tensor, state: S4DState | None = None, final_state: bool = True

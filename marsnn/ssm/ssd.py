@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from marsnn.checks import count, positive
+from marsnn.checks import count, finite, positive
 from marsnn.errors import InputError, ShapeError
+from marsnn.ssm import decode
 from marsnn.ssm.base import SequenceLayer
 from marsnn.ssm.convolution import causal_convolution
-from marsnn.ssm.reference import computed_in
 from marsnn.ssm.scan import BACKENDS, Backend, ssd_scan
 
 Activation = Literal["none", "silu"]
@@ -82,6 +82,7 @@ class SSDCore(SequenceLayer):
 
     State = SSDState
     wide_fields = ("memory",)
+    whole_fields = ("position",)
 
     def __init__(
         self,
@@ -138,14 +139,10 @@ class SSDCore(SequenceLayer):
 
     # ---- calls ------------------------------------------------------------------------------------------
 
-    def initial_state(self, x: Tensor) -> SSDState:
-        B, wide = len(x), computed_in(x.dtype)
+    def state_shapes(self, batch: int) -> tuple[tuple[int, ...], ...]:
         keys = 2 * self.state_size if self.feature_map == "softmax" else self.state_size
-        return SSDState(
-            x.new_zeros((self.conv_size - 1, B, self.channels)),
-            x.new_zeros((B, self.heads, keys, self.head_dim + self.normalize), dtype=wide),
-            torch.zeros(B, dtype=torch.long, device=x.device),
-        )
+        recent = (self.conv_size - 1, batch, self.channels)
+        return recent, (batch, self.heads, keys, self.head_dim + self.normalize), (batch,)
 
     def forward(
         self,
@@ -167,7 +164,11 @@ class SSDCore(SequenceLayer):
                 numbers that change where a sequence starts, or, for B = 1, the starts themselves and L
                 (`cu_seqlens`, [sequences + 1]). The first goes on from `state`.
         """
-        state = self._check(x, state, "L, B, D")
+        return self._sequence(x, self._check(x, state, "L, B, D"), mask, segments)
+
+    def _sequence(
+        self, x: Tensor, state: SSDState, mask: Tensor | None, segments: Tensor | None
+    ) -> tuple[Tensor, SSDState]:
         if len(x) == 1 and mask is None:
             if segments is not None:
                 self._starts(x, segments)
@@ -192,6 +193,9 @@ class SSDCore(SequenceLayer):
     # ---- ways through the convolution -------------------------------------------------------------------
 
     def _step(self, x: Tensor, state: SSDState) -> tuple[Tensor, SSDState]:
+        done = decode.step(self, x, state.recent, state.memory)
+        if done is not None:
+            return done[0], SSDState(done[1], done[2], state.position + 1)
         z, raw, forgetting = (each.unsqueeze(0) for each in self._parted(x))
         window = torch.cat([state.recent, raw])
         weight, bias = self._taps()
@@ -360,6 +364,7 @@ class SSD(SequenceLayer):
 
     State = SSDState
     wide_fields = SSDCore.wide_fields
+    whole_fields = SSDCore.whole_fields
 
     def __init__(
         self,
@@ -377,8 +382,8 @@ class SSD(SequenceLayer):
         self.in_proj = nn.Linear(self.features, self.core.inputs, bias=bias)
         self.out_proj = nn.Linear(self.core.outputs, self.features, bias=bias)
 
-    def initial_state(self, x: Tensor) -> SSDState:
-        return self.core.initial_state(x)
+    def state_shapes(self, batch: int) -> tuple[tuple[int, ...], ...]:
+        return self.core.state_shapes(batch)
 
     def forward(
         self,
@@ -389,13 +394,18 @@ class SSD(SequenceLayer):
         segments: Tensor | None = None,
     ) -> tuple[Tensor, SSDState]:
         """As `SSDCore.forward`, x [L, B, D]."""
-        self._check(x, state, "L, B, D")
-        y, state = self.core(self.in_proj(x), state, final_state, mask, segments)
+        self._check_tokens(x, "L, B, D")
+        finite("SSD: x", x)
+        projected = self.in_proj(x)
+        state = self.core._check_state(projected, state, "L, B, D")
+        y, state = self.core._sequence(projected, state, mask, segments)
         return self.out_proj(y), state
 
     def step(self, x: Tensor, state: SSDState | None = None) -> tuple[Tensor, SSDState]:
-        self._check(x, state, "B, D")
-        y, state = self.core.step(self.in_proj(x), state)
+        self._check_tokens(x, "B, D")
+        finite("SSD: x", x)
+        projected = self.in_proj(x)
+        y, state = self.core._step(projected, self.core._check_state(projected, state, "B, D"))
         return self.out_proj(y), state
 
     def constructor(self) -> dict[str, Any]:

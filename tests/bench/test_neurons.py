@@ -9,9 +9,9 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from marsnn.bench import contestants, timing
+from marsnn.bench import contestants, parts, timing
 from marsnn.bench import neurons as benchmark
-from marsnn.errors import InputError
+from marsnn.errors import InputError, MarsnnError
 from marsnn.neurons import names
 
 ROOT = Path(__file__).parents[2]
@@ -118,8 +118,8 @@ def test_a_gpu_stands_below_the_cpu(result):
 
 
 def test_a_part_that_fails_is_one_line():
-    with pytest.raises(benchmark.MarsnnError, match=r"first_use .* failed: StopIteration"):
-        benchmark._part("first_use", model="none")
+    with pytest.raises(MarsnnError, match=r"first_use .* failed: StopIteration"):
+        parts.part("neurons", "first_use", model="none")
 
 
 # ---- what is kept -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Reference: the layers against the loops of `reference.py`. Unit: padding, packed
 import copy
 import itertools
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from marsnn import native
 from marsnn.errors import InputError, NonFiniteError, ShapeError
-from marsnn.ssm import S4D, SSD, S4DState, SequenceLayer, SSDCore, SSDState
+from marsnn.ssm import S4D, SSD, S4DState, SequenceLayer, SSDCore, SSDState, decode, fused
 from marsnn.ssm.convolution import causal_convolution
 from marsnn.ssm.reference import s4d_loop
 from tests.helpers import same
@@ -497,3 +498,67 @@ def test_the_convolution_by_hand():
     apart = torch.tensor([[1], [0], [1]], dtype=torch.int32)
     y = causal_convolution(x, weight, None, None, apart)
     assert y.flatten().tolist() == [10.0, 20.0, 30 + 200]
+
+
+# ---- one token in one call -----------------------------------------------------------------------------
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"activation": "silu", "groups": 2},
+        {"gate": False, "scale_input": True},
+        {"skip": False, "conv_size": 1, "groups": 4},
+        {"conv_size": 2, "head_dim": 17, "state_size": 3},
+    ],
+)
+def test_the_step_kernel_is_the_step_in_torch(settings, dtype):
+    torch.manual_seed(0)
+    core = SSDCore(4, **{"head_dim": 3, "state_size": 5, **settings}).to(dtype)
+    for parameter in core.parameters():
+        torch.nn.init.normal_(parameter)
+    x = noise(6, B, core.inputs, dtype=dtype)
+    outcomes = []
+    for backend in ("auto", "reference"):
+        core.backend = backend
+        with torch.no_grad():
+            y, state = stepped(core, x)
+        outcomes.append((y, state.recent, state.memory))
+        assert state.position.tolist() == [6] * B
+    assert gap(*outcomes) < {torch.float64: 1e-13, torch.float32: 1e-5}[dtype]
+    assert not same(outcomes[0][0], outcomes[1][0])  # it did run
+
+
+STEP_MUTANTS = [
+    ("k + 1 < p.K ? recent + (k * p.B + s) * C : token;", "token;"),
+    ("const F value = decay * S[n * p.P + i]", "const F value = S[n * p.P + i]"),
+    ("recent + ((p.K - 1 - k) * p.B + s) * C", "recent + ((k - 1) * p.B + s) * C"),
+    ("h / (p.H / p.G) * p.N", "h % p.G * p.N"),
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("number", range(len(STEP_MUTANTS)))
+def test_mutants_of_the_step_are_caught(number, monkeypatch, tmp_path):
+    right, wrong = STEP_MUTANTS[number]
+    sources = tmp_path / "kernels"
+    shutil.copytree(fused.SOURCES, sources)
+    text = (sources / "step.h").read_text()
+    assert right in text
+    (sources / "step.h").write_text(text.replace(right, wrong))
+    monkeypatch.setattr(fused, "SOURCES", sources)
+    monkeypatch.setenv("MARSNN_CACHE", str(tmp_path / "cache"))
+    native.cache_folder.cache_clear()
+    decode._library.cache_clear()
+    try:
+        core = SSDCore(4, 3, 5, groups=2).double()
+        x = noise(6, B, core.inputs)
+        with torch.no_grad():
+            wanted = core(x)[0]
+            assert gap(stepped(core, x)[0], wanted) > 1e-6
+    finally:
+        native.cache_folder.cache_clear()
+        decode._library.cache_clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 
@@ -77,13 +77,7 @@ def train(
     if not parameters:
         raise InputError("the network has no parameters to train; set requires_grad or add a Linear")
     y = y.long()
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=config.learning_rate,
-    )
+    optimizer = _optimizer(parameters, config.learning_rate, config.weight_decay)
     updates = config.epochs * math.ceil(len(y) / config.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, updates)
     shuffle = torch.Generator().manual_seed(config.seed)
@@ -117,6 +111,106 @@ def train(
     finally:
         network.eval()
     return history
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How to train on batches that are drawn as they are needed."""
+
+    updates: int = field(default=1000, metadata={"help": "batches, each drawn anew"})
+    learning_rate: float = field(default=5e-3, metadata={"help": "peak rate of AdamW"})
+    weight_decay: float = field(default=1e-2, metadata={"help": "of AdamW, on matrices only"})
+    warmup: int = field(default=100, metadata={"help": "updates until the peak; a cosine follows"})
+    clip: float = field(default=1.0, metadata={"help": "largest norm of the gradient"})
+
+    def __post_init__(self) -> None:
+        for name in ("updates", "warmup"):
+            count(name, getattr(self, name))
+        for name in ("learning_rate", "clip"):
+            positive(name, getattr(self, name))
+
+
+IGNORED = -100
+"""A target that is not asked for."""
+
+
+def train_stream(
+    network: nn.Module,
+    draw: Callable[[int], tuple[Tensor, Tensor]],
+    config: StreamConfig | None = None,
+    progress: bool = False,
+) -> History:
+    """Fit in place on the cross entropy of every token's target.
+
+    Args:
+        network: any module from x [L, B, *D] to scores [L, B, C].
+        draw: the batch of an update, x [L, B, *D] and targets [L, B], `IGNORED` where nothing is asked.
+        config: see `StreamConfig`.
+        progress: draw a bar on a terminal.
+
+    Returns:
+        The losses, one an update. Equal weights, batches and threads give equal results on one machine.
+
+    Raises:
+        ShapeError: targets don't fit the scores.   DivergedError: a loss or gradient became NaN or infinite;
+        the network keeps the weights of the last finite loss.
+    """
+    config = config or StreamConfig()
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    optimizer = _optimizer(parameters, config.learning_rate, config.weight_decay)
+
+    def pace(update: int) -> float:
+        rise = min(1.0, (update + 1) / config.warmup)
+        return rise * (1 + math.cos(math.pi * update / config.updates)) / 2
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, pace)
+    history = History()
+    last_good = [p.detach().clone() for p in parameters]
+    network.train()
+    try:
+        for update in track(range(config.updates), "training", enabled=progress):
+            loss = _stream_loss(network, *draw(update))
+            _keep(last_good, parameters)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(parameters, config.clip)
+            if not bool(torch.isfinite(norm)):
+                raise _Diverged("the gradient")
+            optimizer.step()
+            schedule.step()
+            history.loss.append(loss.item())
+    except _Diverged as error:
+        _keep(parameters, last_good)
+        raise DivergedError(
+            f"{error} became NaN or infinite in update {len(history.loss) + 1}; the weights of the last "
+            f"finite loss are kept. Try a learning_rate below {config.learning_rate:g}"
+        ) from error
+    finally:
+        network.eval()
+    return history
+
+
+def _stream_loss(network: nn.Module, x: Tensor, targets: Tensor) -> Tensor:
+    try:
+        scores: Tensor = network(x)
+    except NonFiniteError as error:
+        raise _Diverged("the activations") from error
+    if scores.shape[:-1] != targets.shape:
+        raise ShapeError(f"scores {list(scores.shape)} need targets {list(scores.shape[:-1])}, got "
+                         f"{list(targets.shape)}")  # fmt: skip
+    loss = F.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+    if not bool(torch.isfinite(loss)):
+        raise _Diverged("the loss")
+    return loss
+
+
+def _optimizer(parameters: Sequence[Tensor], learning_rate: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW; only matrices decay."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate)
 
 
 class _Diverged(Exception):

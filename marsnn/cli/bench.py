@@ -106,6 +106,31 @@ def ssm(
         save_figure(length_panels(result), plot)
 
 
+@bench.command(epilog="Example:  marsnn bench memory --task digits --seeds 3 --save benchmarks/memory.json")
+def memory(
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="copying, induction, digits or text, may be repeated; without: all"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="trainings per network", min=1)] = 1,
+    updates: Annotated[int | None, typer.Option(help="instead of each task's own number", min=1)] = None,
+    workers: Annotated[int, typer.Option(help="processes at a time", min=1)] = 2,
+    save: Save = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Tasks that need memory: a state space net, spiking ones, an LSTM."""
+    from marsnn.bench import memory as benchmark
+
+    chosen = task or list(benchmark.TASKS)
+    _measure(
+        lambda: benchmark.run(chosen, range(seed, seed + seeds), updates, workers),
+        benchmark.markdown,
+        save,
+        as_json,
+    )
+
+
 def _measure(
     run: Callable[[], dict[str, Any]], text: Callable[[dict[str, Any]], str], save: Path | None, as_json: bool
 ) -> dict[str, Any]:

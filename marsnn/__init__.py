@@ -13,7 +13,7 @@ except PackageNotFoundError:  # run from a folder that was never installed
     __version__ = "0+unknown"
 
 if TYPE_CHECKING:
-    from marsnn import energy, hardware, neurons, plots, surrogate
+    from marsnn import energy, hardware, neurons, plots, ssm, surrogate
     from marsnn.ablation import ablate
     from marsnn.energy.report import EnergyReport
     from marsnn.errors import MarsnnError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from marsnn.neurons import ATMN, LIF, LeakyIntegrator, Neuron
     from marsnn.record import Recording
     from marsnn.simulator import simulate
+    from marsnn.ssm import S4D, SSD
     from marsnn.training import TrainConfig, train
 
 _HOMES = {
@@ -33,6 +34,8 @@ _HOMES = {
     "Network": "marsnn.network",
     "Neuron": "marsnn.neurons",
     "Recording": "marsnn.record",
+    "S4D": "marsnn.ssm",
+    "SSD": "marsnn.ssm",
     "TrainConfig": "marsnn.training",
     "ablate": "marsnn.ablation",
     "export": "marsnn.hardware",
@@ -40,11 +43,13 @@ _HOMES = {
     "train": "marsnn.training",
     "verify": "marsnn.hardware",
 }
-_MODULES = ("energy", "hardware", "neurons", "plots", "surrogate")
+_MODULES = ("energy", "hardware", "neurons", "plots", "ssm", "surrogate")
 
 __all__ = [
     "ATMN",
     "LIF",
+    "S4D",
+    "SSD",
     "EnergyReport",
     "LeakyIntegrator",
     "MarsnnError",
@@ -59,6 +64,7 @@ __all__ = [
     "neurons",
     "plots",
     "simulate",
+    "ssm",
     "surrogate",
     "train",
     "verify",

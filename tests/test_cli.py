@@ -204,6 +204,8 @@ BAD = {
     "unknown benchmark": ("bench", "none"),
     "too few rounds": ("bench", "neurons", "--rounds", "1"),
     "speed to a place that can't be": ("bench", "neurons", "--save", "TEXT/x.json"),
+    "mixers to a place that can't be": ("bench", "ssm", "--save", "TEXT/x.json"),
+    "a task nobody knows": ("bench", "memory", "--task", "chess"),
     "unknown neuron": ("ablate", "--neurons", "ATMN,ATNM", "--out", "a.csv"),
     "no task": ("ablate", "--task", "none.py:task", "--out", "a.csv"),
     "task that is no task": ("ablate", "--task", "json:dumps", "--out", "a.csv"),

@@ -100,7 +100,7 @@ def test_unknown_names():
         marsnn.AMTN
 
 
-@pytest.mark.parametrize("name", ["neurons", "energy", "hardware", "plots"])
+@pytest.mark.parametrize("name", ["neurons", "energy", "hardware", "plots", "ssm"])
 def test_the_subpackages_menus_are_honest(name):
     module = importlib.import_module(f"marsnn.{name}")
     assert len(module.__all__) > 0

@@ -10,10 +10,10 @@ from torch import nn
 from marsnn.ablation import TUNING_SEEDS
 from marsnn.bench import digits as benchmark
 from marsnn.data import load_digits
-from marsnn.errors import InputError, MarsnnError, NonFiniteError, ShapeError
+from marsnn.errors import DivergedError, InputError, MarsnnError, NonFiniteError, ShapeError
 from marsnn.network import Network
 from marsnn.neurons import ATMN, LIF
-from marsnn.training import TrainConfig, accuracy, logits, train
+from marsnn.training import IGNORED, StreamConfig, TrainConfig, accuracy, logits, train, train_stream
 
 
 def test_splits_are_disjoint_whole_and_the_same_every_time():
@@ -176,3 +176,74 @@ def test_accuracy_leaves_every_submodule_in_its_mode():
     network[2].eval()
     accuracy(network, torch.randn(1, 4, 3), torch.tensor([0, 1, 0, 1]))
     assert [module.training for module in network] == [True, True, False]
+
+
+# ---- batches that are drawn --------------------------------------------------------------------------
+
+
+def stream(update):
+    """The parity of the last two bits, told at every token but the first."""
+    draw = torch.Generator().manual_seed(update)
+    bits = torch.randint(2, (6, 32), generator=draw)
+    targets = bits.clone()
+    targets[1:] = (bits[1:] + bits[:-1]) % 2
+    targets[0] = IGNORED
+    x = torch.stack([bits, bits.roll(1, 0)], -1).float() - 0.5
+    return x, targets
+
+
+def streamed(**settings):
+    torch.manual_seed(0)
+    network = Network([nn.Linear(2, 16), nn.ReLU(), nn.Linear(16, 2)])
+    history = train_stream(network, stream, StreamConfig(**settings))
+    return network, history
+
+
+def test_a_stream_is_learned_and_repeats():
+    network, history = streamed(updates=150, learning_rate=2e-2, warmup=10)
+    x, targets = stream(10_000)
+    asked = targets != IGNORED
+    assert (network(x).argmax(-1)[asked] == targets[asked]).float().mean() > 0.95
+    assert len(history.loss) == 150
+    assert not network.training
+    again, _ = streamed(updates=150, learning_rate=2e-2, warmup=10)
+    assert all(torch.equal(p, q) for p, q in zip(network.parameters(), again.parameters(), strict=True))
+
+
+def test_targets_that_are_ignored_teach_nothing():
+    def changed(update):
+        x, targets = stream(update)
+        x = x.clone()
+        x[0] += 100.0
+        return x, targets
+
+    networks = []
+    for draw in (stream, changed):
+        torch.manual_seed(0)
+        network = Network([nn.Linear(2, 2)])
+        train_stream(network, draw, StreamConfig(updates=3))
+        networks.append(network)
+    first, second = ([p.detach() for p in network.parameters()] for network in networks)
+    assert all(torch.equal(p, q) for p, q in zip(first, second, strict=True))
+
+
+def test_a_stream_that_diverges_keeps_the_last_good_weights():
+    def poisoned(update):
+        x, targets = stream(update)
+        return (x * torch.inf if update == 2 else x), targets
+
+    network = Network([nn.Linear(2, 2)])
+    with pytest.raises(DivergedError, match=r"in update 3; .* Try a learning_rate below 0.005"):
+        train_stream(network, poisoned, StreamConfig(updates=5))
+    assert all(bool(torch.isfinite(p).all()) for p in network.parameters())
+
+
+def test_targets_of_another_shape_are_refused():
+    with pytest.raises(ShapeError, match=r"scores \[6, 32, 2\] need targets \[6, 32\], got \[32, 6\]"):
+        train_stream(Network([nn.Linear(2, 2)]), lambda u: (stream(u)[0], stream(u)[1].t()))
+
+
+@pytest.mark.parametrize("settings", [{"updates": 0}, {"learning_rate": 0.0}, {"clip": -1.0}, {"warmup": 0}])
+def test_settings_of_a_stream_are_checked(settings):
+    with pytest.raises(InputError, match=next(iter(settings))):
+        StreamConfig(**settings)

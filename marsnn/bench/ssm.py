@@ -355,7 +355,7 @@ def run(quick: bool = False, count: int = 15) -> dict[str, Any]:
     Returns:
         JSON-ready: machine, versions, and rows of whole mixers, of the scan, of decode steps and of memory.
     """
-    lengths = (256, 512) if quick else LENGTHS
+    lengths = (64, 128) if quick else LENGTHS
     count = min(count, 3) if quick else count
     jobs: list[tuple[str, Callable[[], Any]]] = []
 

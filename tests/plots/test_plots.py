@@ -341,11 +341,20 @@ def test_energy_bars_of_nothing_at_all():
 # ---- all of them ------------------------------------------------------------------------------------
 
 NETWORK = Network([nn.Linear(3, 8), ATMN(8), nn.Linear(8, 4), LIF(4)])
+LENGTHS = {
+    "whole": [
+        {"L": L, "what": what, "both_ms": {"low": 0.9 * L, "median": L, "high": 1.2 * L}}
+        for what in ("SSD", "attention", "projections")
+        for L in (64, 128, 256)
+    ],
+    "memory": [{"L": L, "what": "SSD", "extra_mb": None if L == 64 else float(L)} for L in (64, 128, 256)],
+}
 DRAW = {
     "accuracy_energy": lambda recording, ax: plots.accuracy_energy(ROWS, ax=ax),
     "raster": lambda recording, ax: plots.raster(recording, ax=ax),
     "traces": lambda recording, ax: plots.traces(recording, NETWORK, "atmn1", ax=ax),
     "speed_bars": lambda recording, ax: plots.speed_bars(SPEED, ax=ax),
+    "over_length": lambda recording, ax: plots.over_length(LENGTHS, ax=ax),
     "speed_scaling": lambda recording, ax: plots.speed_scaling(SPEED, ax=ax),
     "firing_rates": lambda recording, ax: plots.firing_rates(recording, ax=ax),
     "energy_bars": lambda recording, ax: plots.energy_bars(totals(fp32=(1.0, 2.0)), ax=ax),

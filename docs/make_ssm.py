@@ -1,0 +1,45 @@
+"""Write the tables and the picture of docs/ssm.md from the kept results:  python docs/make_ssm.py
+
+Between its marks the page gets what `marsnn bench ssm` and `marsnn bench memory` printed when they wrote
+benchmarks/ssm.json and benchmarks/memory-*.json, and docs/images/ssm.png is drawn from the first.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from marsnn.bench import memory, ssm
+from marsnn.plots.files import save_figure
+from marsnn.plots.lengths import length_panels
+
+DOCS = Path(__file__).parent
+KEPT = DOCS.parent / "benchmarks"
+
+
+def result(name: str) -> dict:
+    """A kept result."""
+    return json.loads((KEPT / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def memories() -> str:
+    """The tables of all tasks that are kept, in the order of the bench."""
+    kept = [name for name in memory.TASKS if (KEPT / f"memory-{name}.json").is_file()]
+    return "\n\n".join(memory.markdown(result(f"memory-{name}")) for name in kept)
+
+
+def page(text: str) -> str:
+    """The page with its tables written anew."""
+    for mark, tables in (("ssm", ssm.markdown(result("ssm"))), ("memory", memories())):
+        section = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+        text = section.sub(lambda found, tables=tables: f"{found[1]}\n{tables}\n\n{found[2]}", text)
+    return text
+
+
+if __name__ == "__main__":
+    path = DOCS / "ssm.md"
+    path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
+    save_figure(length_panels(result("ssm")), DOCS / "images" / "ssm.png")

@@ -307,7 +307,9 @@ def _differentiable(
     ctx: Any, currents: Tensor, state: list[Tensor], params: list[Tensor], grads: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
     """The gradients by the reference, so that they can be differentiated again."""
-    inputs = [currents, *state, *params]
+    # as tensors of their own: a state may have been made from the same parameters
+    inputs = [each.view_as(each) for each in (currents, *state, *params)]
+    currents, state, params = inputs[0], inputs[1 : 1 + len(state)], inputs[1 + len(state) :]
     outputs = ctx.reference.outputs(ctx.call, currents, state, params)
     followed = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad]
     wanted = [i for i, each in enumerate(inputs) if each.requires_grad]

@@ -1,6 +1,7 @@
 """The short causal convolution before a scan: each channel by itself, over its last few tokens.
 
-    y[l] = bias + sum_k weight[k] x[l - k]         k = 0 .. K - 1
+    u[l] = bias + sum_k weight[k] x[l - k]         k = 0 .. K - 1
+    y    = u, or u sigmoid(u)
 
 One shifted product and sum for each tap in torch, `kernels/conv.h` in one pass on a CPU.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from marsnn import native
 from marsnn.ssm import fused
@@ -29,6 +31,7 @@ def causal_convolution(
     before: Tensor | None = None,
     seen: Tensor | None = None,
     backend: str = "auto",
+    silu: bool = False,
 ) -> Tensor:
     """Depthwise causal convolution.
 
@@ -38,18 +41,24 @@ def causal_convolution(
         before: [K - 1, B, D], the tokens before x, newest last; None for zeros.
         seen: [L, B] int32, how many tokens back each token may look; None for no limit.
         backend: as of `ssd_scan`; "reference" and "chunked" are torch.
+        silu: whether SiLU follows.
 
     Returns:
         y [L, B, D].
     """
     if backend == "reference" or fused.transformed(x):
-        return shifted(x, weight, bias, before, seen)
+        return _activated(shifted(x, weight, bias, before, seen), silu)
     compiled = backend in ("auto", "fused") and fused.why_not(x) is None and len(weight) <= TAPS
     try:
-        return _Convolution.apply(x, weight, bias, before, seen, compiled)  # type: ignore[no-any-return]
+        y = _Convolution.apply(x, weight, bias, before, seen, compiled, silu and compiled)
+        return _activated(y, silu and not compiled)
     except native.BuildError as error:
         native.say_once(f"{error}; convolutions run in torch")
-    return shifted(x, weight, bias, before, seen)
+    return _activated(shifted(x, weight, bias, before, seen), silu)
+
+
+def _activated(u: Tensor, silu: bool) -> Tensor:
+    return F.silu(u) if silu else u
 
 
 def shifted(
@@ -69,7 +78,7 @@ def shifted(
 
 
 class _Problem(ctypes.Structure):
-    _fields_ = [*((name, ctypes.c_long) for name in ("L", "B", "D", "K")), ("threads", ctypes.c_int)]
+    _fields_ = [*((name, ctypes.c_long) for name in ("L", "B", "D", "K", "silu")), ("threads", ctypes.c_int)]
 
 
 _TENSOR, _LONG = ctypes.c_void_p, ctypes.c_long
@@ -79,9 +88,12 @@ _TENSOR, _LONG = ctypes.c_void_p, ctypes.c_long
 def _library(dtype: str) -> ctypes.CDLL:
     strided: list[Any] = [_TENSOR, _LONG, _LONG]
     head: list[Any] = [ctypes.POINTER(_Problem), *strided, _TENSOR]
-    return fused.load(
+    loaded = fused.load(
         "conv", dtype, [*head, *[_TENSOR] * 4], [*head, _TENSOR, _TENSOR, *strided, *[_TENSOR] * 4]
     )
+    loaded.before_silu.argtypes = [*head, *[_TENSOR] * 3, *strided, _TENSOR]
+    loaded.before_silu.restype = None
+    return loaded
 
 
 class _Convolution(torch.autograd.Function):
@@ -94,8 +106,9 @@ class _Convolution(torch.autograd.Function):
         before: Tensor | None,
         seen: Tensor | None,
         compiled: bool,
+        silu: bool,
     ) -> Tensor:
-        ctx.compiled = compiled
+        ctx.compiled, ctx.silu = compiled, silu
         if not compiled:
             ctx.save_for_backward(x, weight, bias, before, None, None, seen)
             return _by_taps(x, weight, bias, before, seen)
@@ -104,7 +117,7 @@ class _Convolution(torch.autograd.Function):
         taps = weight.to(wide).contiguous()
         past = None if before is None else before.to(x.dtype).contiguous()
         limit = None if seen is None else seen.to(torch.int32).contiguous()
-        problem = _problem(x, weight)
+        problem = _problem(x, weight, silu)
         y = torch.empty(x.shape, dtype=x.dtype)
         shift = None if bias is None else bias.to(wide).contiguous()
         _library(fused.DTYPES[x.dtype]).forward(
@@ -120,13 +133,21 @@ class _Convolution(torch.autograd.Function):
             inputs = (x, weight, bias, before)
 
             def plain(x: Tensor, weight: Tensor, bias: Tensor | None, before: Tensor | None) -> tuple[Tensor]:
-                return (shifted(x, weight, bias, before, limit),)
+                return (_activated(shifted(x, weight, bias, before, limit), ctx.silu),)
 
-            return *fused.differentiable(plain, inputs, (gy,)), None, None
+            return *fused.differentiable(plain, inputs, (gy,)), None, None, None
         if not ctx.compiled:
-            return *_taps_backward(x, weight, bias, before, limit, gy), None, None
+            return *_taps_backward(x, weight, bias, before, limit, gy), None, None, None
         gy = gy if gy.stride(2) == 1 else gy.contiguous()
-        problem = _problem(x, weight)
+        problem = _problem(x, weight, ctx.silu)
+        if ctx.silu:
+            gu = torch.empty(x.shape, dtype=x.dtype)
+            shift = None if bias is None else bias.to(taps.dtype).contiguous()
+            _library(fused.DTYPES[x.dtype]).before_silu(
+                problem, *fused.strided(x), *map(fused.pointer, (taps, shift, past, limit)),
+                *fused.strided(gy), gu.data_ptr(),
+            )  # fmt: skip
+            gy = gu
         gx = torch.empty(x.shape, dtype=x.dtype)
         gweight = taps.new_zeros((problem.threads, *taps.shape))
         gbias = taps.new_zeros((problem.threads, taps.shape[1]))
@@ -140,6 +161,7 @@ class _Convolution(torch.autograd.Function):
             gweight.sum(0).to(weight.dtype),
             None if bias is None else gbias.sum(0).to(bias.dtype),
             None if gbefore is None else gbefore.to(before.dtype),
+            None,
             None,
             None,
         )
@@ -199,6 +221,6 @@ def _taps_backward(
     )
 
 
-def _problem(x: Tensor, weight: Tensor) -> _Problem:
+def _problem(x: Tensor, weight: Tensor, silu: bool) -> _Problem:
     L, B, D = x.shape
-    return _Problem(L, B, D, len(weight), max(1, min(torch.get_num_threads(), L * B * D // 4096)))
+    return _Problem(L, B, D, len(weight), silu, max(1, min(torch.get_num_threads(), L * B * D // 4096)))

@@ -182,6 +182,8 @@ def differentiable(
     plain: Callable[..., tuple[Tensor, ...]], inputs: Sequence[Any], grads: Sequence[Tensor | None]
 ) -> list[Any]:
     """The gradients of inputs by plain torch, so that they can be differentiated again."""
+    # as tensors of their own: an input may have been made from another
+    inputs = [None if each is None else each.view_as(each) for each in inputs]
     outputs = plain(*inputs)
     followed = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None]
     wanted = [i for i, each in enumerate(inputs) if each is not None and each.requires_grad]

@@ -31,6 +31,7 @@ from marsnn.errors import InputError, ShapeError
 from marsnn.ssm import decode
 from marsnn.ssm.base import SequenceLayer
 from marsnn.ssm.convolution import causal_convolution
+from marsnn.ssm.gate import gated
 from marsnn.ssm.scan import BACKENDS, Backend, ssd_scan
 
 Activation = Literal["none", "silu"]
@@ -137,6 +138,11 @@ class SSDCore(SequenceLayer):
         self.gate_bias = nn.Parameter(torch.zeros(self.outputs)) if gate else None
         self.skip = nn.Parameter(torch.ones(H)) if skip else None
 
+    @property
+    def silu(self) -> bool:
+        """Whether SiLU follows the convolution."""
+        return self.activation == "silu"
+
     # ---- calls ------------------------------------------------------------------------------------------
 
     def state_shapes(self, batch: int) -> tuple[tuple[int, ...], ...]:
@@ -182,7 +188,7 @@ class SSDCore(SequenceLayer):
             return self._packed(x, state, self._starts(x, segments))
         z, raw, forgetting = self._parted(x)
         position = state.position + torch.arange(len(x), device=x.device).unsqueeze(1)
-        mixed = causal_convolution(raw, *self._taps(), state.recent, None, self.backend)
+        mixed = causal_convolution(raw, *self._taps(), state.recent, None, self.backend, self.silu)
         y, memory = self._scanned(mixed, position, z, forgetting, state.memory)
         recent = torch.cat([state.recent, raw[1 - self.conv_size :]])[-(self.conv_size - 1) :]
         return y, SSDState(recent if self.conv_size > 1 else state.recent, memory, state.position + len(x))
@@ -202,6 +208,7 @@ class SSDCore(SequenceLayer):
         mixed = torch.addcmul(bias, window[-1:], weight[0])
         for k in range(1, self.conv_size):
             mixed = torch.addcmul(mixed, window[-1 - k : -k], weight[k])
+        mixed = F.silu(mixed) if self.silu else mixed
         y, memory = self._scanned(mixed, state.position.unsqueeze(0), z, forgetting, state.memory)
         return y.squeeze(0), SSDState(window[1:], memory, state.position + 1)
 
@@ -210,7 +217,7 @@ class SSDCore(SequenceLayer):
         own = mask.unsqueeze(-1)
         z, raw, forgetting = self._parted(x.where(own, 0.0))
         number = mask.long().cumsum(0)
-        mixed = causal_convolution(raw, *self._taps(), state.recent, None, self.backend)
+        mixed = causal_convolution(raw, *self._taps(), state.recent, None, self.backend, self.silu)
         y, memory = self._scanned(
             mixed, state.position + (number - 1).clamp(min=0), z, forgetting, state.memory, mask
         )
@@ -230,7 +237,7 @@ class SSDCore(SequenceLayer):
         age = torch.where(first, token + self.conv_size, token - begun)
         z, raw, forgetting = self._parted(x)
         seen = age.clamp(max=self.conv_size).to(torch.int32)
-        mixed = causal_convolution(raw, *self._taps(), state.recent, seen, self.backend)
+        mixed = causal_convolution(raw, *self._taps(), state.recent, seen, self.backend, self.silu)
         position = torch.where(first, state.position + token, token - begun)
         y, memory = self._scanned(mixed, position, z, forgetting, state.memory, starts=starts)
         longer = torch.cat([state.recent, raw])[len(x) :]  # [K - 1, B, channels]
@@ -258,8 +265,6 @@ class SSDCore(SequenceLayer):
         starts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """From the convolution's output [L, B, channels] to y [L, B, H P], and the next memory."""
-        if self.activation == "silu":
-            mixed = F.silu(mixed)
         N = self.groups * self.state_size
         values, keys, queries = mixed.split((self.channels - 2 * N, N, N), -1)
         values = values.unflatten(-1, (self.heads, self.head_dim))
@@ -281,7 +286,7 @@ class SSDCore(SequenceLayer):
             y = y + self.skip[:, None] * values
         y = y.flatten(-2)
         if self.gate_bias is not None:
-            y = y * F.silu(z + self.gate_bias)
+            y = gated(y, z, self.gate_bias, self.backend)
         return y, memory
 
     def _featured(self, vectors: Tensor, position: Tensor) -> Tensor:

@@ -339,6 +339,22 @@ def test_second_derivatives_are_those_of_the_reference(name):
     close(*found, 1e-13)
 
 
+def test_second_derivatives_where_the_state_was_made_from_the_same_parameters():
+    """Two calls, the second from the first one's state: the way through the state must not be taken twice."""
+    x = noise(8, 6, dtype=torch.float64)
+    found = []
+    for neuron in pair("PLIF", {"features": None, "surrogate": surrogate.atan(1.0)}, torch.float64):
+        y, learned = x.clone().requires_grad_(), list(neuron.parameters())
+        first, state = neuron(y[:4])
+        second, state = neuron(y[4:], state)
+        total = (torch.cat([first, second]) * x).sum() + state[0].square().sum()
+        slopes = torch.autograd.grad(total, [y, *learned], create_graph=True)
+        again = torch.autograd.grad(sum(slope.square().sum() for slope in slopes), [y, *learned])
+        found.append([*slopes, *again])
+    assert all(slope.abs().sum() > 0 for slope in found[0])
+    close(*found, 1e-12)
+
+
 def test_second_derivatives_by_finite_differences():
     """Of the gradient's own formula: with all decisions kept, it is smooth in the currents."""
     lif = LIF(beta=0.5, detach_reset=True, backend="fused").double()

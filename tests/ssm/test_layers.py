@@ -17,6 +17,7 @@ from marsnn import native
 from marsnn.errors import InputError, NonFiniteError, ShapeError
 from marsnn.ssm import S4D, SSD, S4DState, SequenceLayer, SSDCore, SSDState, decode, fused
 from marsnn.ssm.convolution import causal_convolution
+from marsnn.ssm.gate import gated
 from marsnn.ssm.reference import s4d_loop
 from tests.helpers import same
 
@@ -476,7 +477,8 @@ def test_the_state_does_not_grow_with_the_sequence():
 )
 @pytest.mark.parametrize("limited", [False, True])
 @pytest.mark.parametrize("begun", [False, True])
-def test_both_fast_convolutions_are_the_shifted_sum(path, dtype, L, K, C, limited, begun):
+@pytest.mark.parametrize("silu", [False, True])
+def test_both_fast_convolutions_are_the_shifted_sum(path, dtype, L, K, C, limited, begun, silu):
     x = noise(L, 2, C + 3, dtype=dtype)[..., :C].requires_grad_()
     weight, bias = noise(K, C, dtype=dtype).requires_grad_(), noise(C, dtype=dtype).requires_grad_()
     before = noise(K - 1, 2, C, dtype=dtype, seed=2).requires_grad_() if begun else None
@@ -485,7 +487,7 @@ def test_both_fast_convolutions_are_the_shifted_sum(path, dtype, L, K, C, limite
     wanted_of = [x, weight, bias, *([before] if begun else [])]
     outcomes = []
     for backend in (path, "reference"):
-        y = causal_convolution(x, weight, bias, before, seen, backend)
+        y = causal_convolution(x, weight, bias, before, seen, backend, silu)
         outcomes.append([y, *torch.autograd.grad(y, wanted_of, upstream)])
     assert gap(*outcomes) < {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
 
@@ -562,3 +564,46 @@ def test_mutants_of_the_step_are_caught(number, monkeypatch, tmp_path):
     finally:
         native.cache_folder.cache_clear()
         decode._library.cache_clear()
+
+
+# ---- the gate ------------------------------------------------------------------------------------------
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("C", [1, 16, 37, 600])
+def test_the_gates_kernel_is_the_gate_in_torch(dtype, C):
+    z = (20 * noise(50, 2, C + 3, dtype=dtype))[..., 2 : C + 2].requires_grad_()
+    y, bias = noise(50, 2, C, dtype=dtype, seed=2).requires_grad_(), noise(C, dtype=dtype).requires_grad_()
+    outcomes = []
+    for backend in ("auto", "reference"):
+        out = gated(y, z, bias, backend)
+        outcomes.append([out, *torch.autograd.grad(out, (y, z, bias), noise(50, 2, C, dtype=dtype, seed=3))])
+    assert gap(*outcomes) < {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_the_kernels_exponential_is_the_exponential(dtype):
+    """Through the gate, whose z turns 1 into silu(z) = z / (1 + e^-z): a few units, at both ends too."""
+    z = torch.cat([torch.linspace(-80, 80, 4001), torch.tensor([0.0, -0.0, 1e-30, -1000.0, 1000.0])]).to(
+        dtype
+    )
+    out = gated(torch.ones(1, 1, len(z), dtype=dtype), z.view(1, 1, -1), torch.zeros(len(z), dtype=dtype))
+    exact = z.double() * torch.sigmoid(z.double())
+    error = (out.flatten().double() - exact).abs() / exact.abs().clamp(min=1e-30)
+    assert error[exact.abs() > 1e-25].max() < 8 * torch.finfo(dtype).eps
+    assert bool(torch.isfinite(out).all())
+
+
+def test_gradients_of_gate_and_convolution_can_be_differentiated_again():
+    inputs = [
+        noise(*shape, seed=i).requires_grad_() for i, shape in enumerate(((9, 2, 3), (9, 2, 3), (3,), (4, 3)))
+    ]
+    y, z, bias, weight = inputs
+    twice = []
+    for backend in ("auto", "reference"):
+        out = gated(causal_convolution(y, weight, bias, backend=backend, silu=True), z, bias, backend)
+        slopes = torch.autograd.grad((out**2).sum(), inputs, create_graph=True)
+        twice.append(torch.autograd.grad(sum((slope**2).sum() for slope in slopes), inputs))
+    assert gap(*twice) < 1e-10

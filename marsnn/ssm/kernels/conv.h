@@ -1,16 +1,17 @@
 // A causal convolution over tokens, each channel by itself, forward and back.
 //
-//     y[l] = bias + sum_k weight[k] x[l - k]        k = 0 .. K - 1, and k <= seen[l]
+//     u[l] = bias + sum_k weight[k] x[l - k]        k = 0 .. K - 1, and k <= seen[l]
+//     y    = u, or silu(u) = u sigmoid(u)
 //
 // Tokens before the first are `before`, the newest last. Layout: [L, B, D]; weight [K, D]; before [K - 1, B, D];
 // seen [L, B] is how many tokens back a token may look, or null for no limit.
 #pragma once
-#include "gemm.h"
+#include "activation.h"
 
 constexpr int MOST = 16;  // taps
 
 struct Problem {
-    long L, B, D, K;
+    long L, B, D, K, silu;
     int threads;
 };
 
@@ -24,35 +25,65 @@ static const Stored* earlier(const Problem& p, Rows x, const Stored* before, lon
     return l >= 0 ? x.at(l, b) : before ? before + ((p.K - 1 + l) * p.B + b) * p.D : nullptr;
 }
 
+struct Taps {  // what one token sees
+    const Stored* x[MOST];
+    const F* weight[MOST];
+    int used = 0;
+
+    void look(const Problem& p, Rows rows, const Stored* before, const int32_t* seen, const F* weights, long l,
+              long b) {
+        used = 0;
+        for (long k = 0; k < p.K && !(seen && k > seen[l * p.B + b]); k++) {
+            const Stored* from = earlier(p, rows, before, l - k, b);
+            if (!from) break;
+            x[used] = from;
+            weight[used++] = weights + k * p.D;
+        }
+    }
+    INLINE V sum(const F* bias, long d, long n) const {
+        V total = bias ? some(bias + d, n) : V{};
+        if (used == 4) {
+            for (int k = 0; k < 4; k++) total += some(weight[k] + d, n) * some(x[k] + d, n);
+            return total;
+        }
+        for (int k = 0; k < used; k++) total += some(weight[k] + d, n) * some(x[k] + d, n);
+        return total;
+    }
+};
+
 extern "C" void forward(const Problem* q, const Stored* x, long xl, long xb, const F* weight, const F* bias,
                         const Stored* before, const int32_t* seen, Stored* y) {
     const Problem p = *q;
-    const Rows rows = {x, xl, xb};
 #pragma omp parallel for schedule(static) num_threads(p.threads)
     for (long l = 0; l < p.L; l++)
         for (long b = 0; b < p.B; b++) {
-            const Stored* taps[MOST];
-            const F* weights[MOST];
-            int used = 0;
-            for (long k = 0; k < p.K && !(seen && k > seen[l * p.B + b]); k++) {
-                const Stored* from = earlier(p, rows, before, l - k, b);
-                if (!from) break;
-                taps[used] = from;
-                weights[used++] = weight + k * p.D;
-            }
+            Taps taps;
+            taps.look(p, {x, xl, xb}, before, seen, weight, l, b);
             Stored* to = y + (l * p.B + b) * p.D;
-            if (used == 4) {
-                const Stored *x0 = taps[0], *x1 = taps[1], *x2 = taps[2], *x3 = taps[3];
-                const F *w0 = weights[0], *w1 = weights[1], *w2 = weights[2], *w3 = weights[3];
-                for (long d = 0; d < p.D; d++)
-                    to[d] = narrowed((bias ? bias[d] : 0) + w0[d] * widened(x0[d]) + w1[d] * widened(x1[d]) +
-                                     w2[d] * widened(x2[d]) + w3[d] * widened(x3[d]));
-            } else {
-                for (long d = 0; d < p.D; d++) {
-                    F total = bias ? bias[d] : 0;
-                    for (int k = 0; k < used; k++) total += weights[k][d] * widened(taps[k][d]);
-                    to[d] = narrowed(total);
-                }
+            for (long d = 0; d < p.D; d += LANES) {
+                const long n = p.D - d < LANES ? p.D - d : LANES;
+                const V u = taps.sum(bias, d, n);
+                keep(to + d, p.silu ? u * sigmoid(u) : u, n);
+            }
+        }
+}
+
+// gu[l] = gy[l] * silu'(u[l]), u made again
+extern "C" void before_silu(const Problem* q, const Stored* x, long xl, long xb, const F* weight, const F* bias,
+                            const Stored* before, const int32_t* seen, const Stored* gy, long gl, long gb,
+                            Stored* gu) {
+    const Problem p = *q;
+#pragma omp parallel for schedule(static) num_threads(p.threads)
+    for (long l = 0; l < p.L; l++)
+        for (long b = 0; b < p.B; b++) {
+            Taps taps;
+            taps.look(p, {x, xl, xb}, before, seen, weight, l, b);
+            const Stored* g = gy + l * gl + b * gb;
+            Stored* to = gu + (l * p.B + b) * p.D;
+            for (long d = 0; d < p.D; d += LANES) {
+                const long n = p.D - d < LANES ? p.D - d : LANES;
+                const V u = taps.sum(bias, d, n), s = sigmoid(u);
+                keep(to + d, some(g + d, n) * s * (1 + u * (1 - s)), n);
             }
         }
 }

@@ -343,7 +343,8 @@ def test_second_derivatives_where_the_state_was_made_from_the_same_parameters():
     """Two calls, the second from the first one's state: the way through the state must not be taken twice."""
     x = noise(8, 6, dtype=torch.float64)
     found = []
-    for neuron in pair("PLIF", {"features": None, "surrogate": surrogate.atan(1.0)}, torch.float64):
+    settings = {"features": None, "learn_tau": True, "surrogate": surrogate.atan(1.0)}
+    for neuron in pair("ATMN", settings, torch.float64):
         y, learned = x.clone().requires_grad_(), list(neuron.parameters())
         first, state = neuron(y[:4])
         second, state = neuron(y[4:], state)

@@ -11,7 +11,9 @@ from marsnn.hardware import export
 from marsnn.network import Network
 from marsnn.neurons import ATMN, LIF, fused
 from marsnn.simulator import simulate
+from marsnn.ssm import S4D, SSD, flash, ssd_scan
 from marsnn.training import TrainConfig, accuracy, train
+from tests.ssm.test_scan import outcome, problem, worst
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -89,3 +91,35 @@ def test_trains_and_exports_from_the_gpu(tmp_path):
     assert history.loss[-1] < history.loss[0] / 2
     assert accuracy(network, x, y) > 0.8
     assert export(network, x[:, :20], tmp_path / "bundle").golden.spikes["atmn1"].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("H", "G"), [(4, 1), (4, 2), (4, 4)])
+def test_the_scan_is_that_of_the_cpu(dtype, H, G):
+    tensors = problem(200, 2, H, G, 16, 8, dtype)
+    far = [each.detach().cuda().requires_grad_() for each in tensors]
+    wanted = outcome("reference", tensors)
+    y, state = ssd_scan(*far)
+    draw = torch.Generator().manual_seed(1)
+    weights = [torch.randn(t.shape, generator=draw, dtype=torch.float64).to(t) for t in (y, state)]
+    found = [y, state, *torch.autograd.grad((y, state), far, weights)]
+    allowed = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
+    assert worst([each.cpu() for each in found], wanted) < allowed
+
+
+@pytest.mark.skipif(not flash.installed(), reason="needs pip install flash-linear-attention")
+def test_flash_linear_attention_is_believed():
+    tensors = [each.detach().cuda() for each in problem(200, 2, 4, 2, 64, 64, torch.bfloat16, "ordinary")]
+    ssd_scan(*tensors)
+    assert flash._AGREEMENT[torch.bfloat16, tensors[0].device]
+
+
+@pytest.mark.parametrize("layer", [S4D(8, 8), SSD(8, head_dim=4, state_size=4)])
+def test_state_space_layers_are_those_of_the_cpu(layer):
+    layer, x = layer.double(), torch.randn(90, 2, 8, dtype=torch.float64)
+    here, _ = layer(x)
+    there, state = layer.cuda()(x.cuda())
+    one, _ = layer.step(x[0].cuda(), state)
+    layer.cpu()
+    assert one.is_cuda
+    np.testing.assert_allclose(there.detach().cpu(), here.detach(), atol=1e-9)

@@ -6,10 +6,11 @@ Within a chunk of Q tokens the recurrence is a masked matrix product, and betwee
     y  = ((c b^T) * D) x + (in * c) S          in[i]  from the chunk's start to i
     S' = total S + (out * b)^T x               out[j] from j to the chunk's end
 
-Two paths do this, equal within rounding:
+These paths do this, equal within rounding:
 
     chunked    plain torch: any device and dtype, differentiable any number of times, traceable
     fused      C++ on the CPU (`fused.py`), each chunk wholly in the cache
+    flash      flash-linear-attention's kernels on a GPU, in 16 bits, where installed (`flash.py`)
 
 Sums of log decays are taken in float64 and subtracted there, so a difference keeps its digits whatever the
 decays are. Decays of 0 (log -inf) and 1 (log 0) are ordinary values in both paths.
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from marsnn.errors import InputError, ShapeError
-from marsnn.ssm import fused
+from marsnn.ssm import flash, fused
 from marsnn.ssm.reference import computed_in, rest, ssd_loop, ssd_step
 
 Backend = Literal["auto", "reference", "chunked", "fused"]
@@ -62,7 +63,8 @@ def ssd_scan(
         state: [B, H, N, P], what an earlier call returned; None for zeros.
         reset: [L, B] of bools: where a token starts a new sequence, which sees nothing before it.
         backend: "reference" is the loop over tokens, "chunked" plain torch, "fused" C++ on a CPU or says why
-            it can't; "auto" is fused where it can be, chunked elsewhere, and `ssd_step` for one token.
+            it can't; "auto" is fused where it can be, flash-linear-attention on a GPU in 16 bits where that
+            is installed, chunked elsewhere, and `ssd_step` for one token.
 
     Returns:
         y [L, B, H, P] in the dtype of x, and the state [B, H, N, P], float32 for 16-bit x, otherwise in
@@ -91,6 +93,8 @@ def ssd_scan(
         return y.unsqueeze(0), state
     if backend != "chunked":
         done = fused.scan(x, log_decay, b, c, skip, state, chunked, required=backend == "fused")
+        if done is None and reset is None and backend == "auto":
+            done = flash.scan(x, log_decay, b, c, skip, state, chunked)
         if done is not None:
             return done
     return chunked(x, log_decay, b, c, skip, state)

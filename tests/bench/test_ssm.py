@@ -126,3 +126,28 @@ def test_the_mixer_reported_is_the_fastest_of_its_chunks(monkeypatch):
     assert rows["Mamba2Mixer"]["as"] == "Mamba2Mixer 32"
     assert rows["Mamba2Mixer"]["both_to_ours"]["median"] == 2.0
     assert rows["Mamba2Mixer"]["both_to_torch"]["median"] == pytest.approx(4 / 3)
+
+
+# ---- what is kept -----------------------------------------------------------------------------------
+
+KEPT = ROOT / "benchmarks" / "ssm.json"
+
+
+def test_aims_are_judged_by_their_figures():
+    kept = json.loads(KEPT.read_text())
+    assert benchmark.targets(kept) == kept["targets"]
+    assert len(kept["targets"]) == 15
+    worse = json.loads(KEPT.read_text())
+    for row in worse["whole"]:
+        row["both_to_ours"]["median"] /= 100
+    assert sum(row["met"] for row in benchmark.targets(worse)) < sum(row["met"] for row in kept["targets"])
+
+
+def test_the_page_is_what_the_commands_print(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import make_ssm
+
+    text = (ROOT / "docs" / "ssm.md").read_text(encoding="utf-8")
+    assert make_ssm.page(text) == text, "run  python docs/make_ssm.py"
+    assert benchmark.markdown(json.loads(KEPT.read_text())) in text
+    assert "| SSM + ATMN |" in make_ssm.memories()

@@ -51,7 +51,7 @@ def over_length(result: Mapping[str, Any], what: str = "time", ax: Axes | None =
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_xlabel("L, tokens of a sequence")
-    ax.set_ylabel("ms per 1,000 tokens" if what == "time" else "memory, MB")
+    ax.set_ylabel(f"{'ms per 1,000 tokens' if what == 'time' else 'MB'}, forward + backward")
     ax.grid(color=LIGHT, linewidth=0.5)
     ax.set_axisbelow(True)
     return ax
@@ -66,8 +66,6 @@ def length_panels(result: Mapping[str, Any]) -> Axes:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.9), layout="constrained")
     over_length(result, "memory", right)
     legend_above(over_length(result, "time", left), ncols=4)
-    left.set_title("forward + backward", loc="right", fontsize=8, color=INK)
-    right.set_title("forward + backward", loc="right", fontsize=8, color=INK)
     assert left.figure is figure
     return left
 

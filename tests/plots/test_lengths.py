@@ -27,7 +27,10 @@ def test_memory_leaves_out_what_was_not_measured():
 
 def test_panels_have_both():
     left = length_panels(LENGTHS)
-    assert [ax.get_ylabel() for ax in left.figure.axes] == ["ms per 1,000 tokens", "memory, MB"]
+    assert [ax.get_ylabel() for ax in left.figure.axes] == [
+        "ms per 1,000 tokens, forward + backward",
+        "MB, forward + backward",
+    ]
     plt.close("all")
 
 

@@ -167,7 +167,7 @@ def run(quick: bool = False, device: str | None = None, count: int = 40) -> dict
     """Measure everything.
 
     Args:
-        quick: N = 2^14, few neurons, rounds and sizes: whether it works, not how fast it is.
+        quick: N = 2^14 where time is taken, few neurons, rounds and sizes: whether it works, not how fast.
         device: "cpu" or "cuda"; None takes the CPU, and a GPU too where there is one.
         count: rounds in which all run once.
 
@@ -209,7 +209,8 @@ def _run(quick: bool, device: str, count: int) -> dict[str, Any]:
             call = partial(
                 part, "neurons", "memory", None, model=each.model, library=each.library, what=each.what
             )
-            jobs.append(("memory", partial(call, features=features, steps=T, device=device)))
+            # never small: Linux counts a process's pages to within half a megabyte or so
+            jobs.append(("memory", partial(call, features=N, steps=T, device=device)))
     result: dict[str, Any] = {
         "benchmark": "neurons",
         "command": f"marsnn bench neurons --device {device} --rounds {count}" + " --quick" * quick,

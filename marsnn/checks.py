@@ -57,3 +57,13 @@ def finite(where: str, tensor: Tensor) -> None:
         f"{where} holds {len(bad)} NaN or infinite values of {tensor.numel()}, the first at index "
         f"{first}; clean or rescale it first"
     )
+
+
+def transformed(x: Tensor) -> bool:
+    """Whether operations on x are traced or transformed: torch.compile, torch.func, a mode or a subclass."""
+    return (
+        torch.compiler.is_compiling()
+        or type(x) not in (Tensor, torch.nn.Parameter)
+        or torch._C._are_functorch_transforms_active()
+        or bool(torch._C._len_torch_dispatch_stack())
+    )

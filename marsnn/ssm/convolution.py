@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from marsnn import native
+from marsnn.checks import transformed
 from marsnn.ssm import fused
 from marsnn.ssm.reference import computed_in
 
@@ -46,7 +47,7 @@ def causal_convolution(
     Returns:
         y [L, B, D].
     """
-    if backend == "reference" or fused.transformed(x):
+    if backend == "reference" or transformed(x):
         return _activated(shifted(x, weight, bias, before, seen), silu)
     compiled = backend in ("auto", "fused") and fused.why_not(x) is None and len(weight) <= TAPS
     try:

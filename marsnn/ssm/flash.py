@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from marsnn import native
-from marsnn.ssm import fused
+from marsnn.checks import transformed
 
 Plain = Callable[..., tuple[Tensor, Tensor]]
 
@@ -51,7 +51,7 @@ def scan(
     """
     if x.device.type != "cuda" or x.dtype not in (torch.bfloat16, torch.float16) or not installed():
         return None
-    if fused.transformed(x) or not agrees(x, plain):
+    if transformed(x) or not agrees(x, plain):
         return None
     return run(x, log_decay, b, c, skip, state)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from marsnn import native
+from marsnn.checks import transformed
 from marsnn.errors import InputError
 from marsnn.ssm.reference import computed_in
 
@@ -73,16 +74,6 @@ def why_not(x: Tensor) -> str | None:
     if native.compiler() is None:
         return "there is no C++ compiler (CXX, c++, g++, clang++); install g++"
     return None
-
-
-def transformed(x: Tensor) -> bool:
-    """Whether operations on x are traced or transformed: torch.compile, torch.func, a mode or a subclass."""
-    return (
-        torch.compiler.is_compiling()
-        or type(x) not in (Tensor, torch.nn.Parameter)
-        or torch._C._are_functorch_transforms_active()
-        or bool(torch._C._len_torch_dispatch_stack())
-    )
 
 
 def scan(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from marsnn.checks import transformed
 from marsnn.errors import InputError, ShapeError
 from marsnn.ssm import flash, fused
 from marsnn.ssm.reference import computed_in, rest, ssd_loop, ssd_step
@@ -177,7 +178,7 @@ def pairs(until: Tensor, dtype: torch.dtype) -> Tensor:
     """D [*, Q, Q] from running sums of log decays [*, Q] in float64: exp(until[i] - until[j]) for j <= i."""
     Q = until.shape[-1]
     above = torch.ones(Q, Q, dtype=torch.bool, device=until.device).triu(1)
-    if not torch.is_grad_enabled() or fused.transformed(until):
+    if not torch.is_grad_enabled() or transformed(until):
         return _decays(until, above, dtype)
     return _Pairs.apply(until, above, dtype)  # type: ignore[no-any-return]
 

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from marsnn.checks import count, finite, positive
 from marsnn.errors import InputError, ShapeError
+from marsnn.linear import Linear
 from marsnn.ssm import decode
 from marsnn.ssm.base import SequenceLayer
 from marsnn.ssm.convolution import causal_convolution
@@ -384,8 +385,8 @@ class SSD(SequenceLayer):
         head_dim = count("head_dim", head_dim)
         heads = max(1, 2 * self.features // head_dim) if heads is None else heads
         self.core = SSDCore(heads, head_dim, **settings)
-        self.in_proj = nn.Linear(self.features, self.core.inputs, bias=bias)
-        self.out_proj = nn.Linear(self.core.outputs, self.features, bias=bias)
+        self.in_proj = Linear(self.features, self.core.inputs, bias=bias)
+        self.out_proj = Linear(self.core.outputs, self.features, bias=bias)
 
     def state_shapes(self, batch: int) -> tuple[tuple[int, ...], ...]:
         return self.core.state_shapes(batch)

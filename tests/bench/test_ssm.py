@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from marsnn.bench import ssm as benchmark
+from marsnn.linear import Linear
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,12 +20,14 @@ def test_every_library_that_is_here_takes_part():
     pytest.importorskip("transformers")
     pytest.importorskip("mambapy")
     chunks = {f"Mamba2Mixer {chunk}" for chunk in (32, 64, 128, 256)}
-    assert set(names()) == {"SSD", "SSD, torch", "SSD, steps", "attention", "mambapy"} | chunks
-    assert set(names(32768)) == {"SSD", "SSD, torch"}
+    ours = {"SSD", "SSD, torch", "SSD, nn.Linear"}
+    assert set(names()) == ours | {"SSD, steps", "attention", "mambapy"} | chunks
+    assert set(names(32768)) == ours
 
 
 @pytest.mark.parametrize(
-    "name", ["SSD", "SSD, torch", "SSD, steps", "attention", "Mamba2Mixer 64", "mambapy"]
+    "name",
+    ["SSD", "SSD, torch", "SSD, nn.Linear", "SSD, steps", "attention", "Mamba2Mixer 64", "mambapy"],
 )
 def test_mixers_are_causal_and_pass_gradients_back(name):
     if name not in names():
@@ -58,14 +61,17 @@ def test_attention_with_a_cache_is_attention():
     assert torch.allclose(last, attention(x)[8], rtol=0, atol=1e-5)
 
 
-def test_projections_do_the_products_of_both_linear_layers():
+@pytest.mark.parametrize("torchs", [False, True])
+def test_projections_do_the_products_of_both_linear_layers(torchs):
     torch.manual_seed(0)
-    floor = benchmark.Projections()
+    floor = benchmark.Projections(torchs)
+    assert {type(floor.into), type(floor.out)} == {torch.nn.Linear if torchs else Linear}
     x, upstream = benchmark._tensors(5)
     benchmark._both(floor, x, upstream)
-    assert x.grad.abs().sum() > 0
-    assert floor.into.weight.grad.abs().sum() > 0
-    assert floor.out.weight.grad.abs().sum() > 0
+    between, given = (each.expand(5, -1, -1).flatten(0, 1) for each in (floor.between, floor.upstream))
+    assert torch.allclose(x.grad.flatten(0, 1), given @ floor.into.weight, atol=1e-5)
+    assert torch.allclose(floor.into.weight.grad, given.t() @ x.detach().flatten(0, 1), atol=1e-5)
+    assert torch.allclose(floor.out.weight.grad, upstream.flatten(0, 1).t() @ between, atol=1e-5)
     assert benchmark._forward(floor, x).shape == x.shape
 
 
@@ -76,6 +82,7 @@ def test_the_products_of_the_scan_are_counted_in_whole_chunks():
         sum(a.shape[0] * a.shape[1] * a.shape[2] * b.shape[2] for a, b in products[part])
         for part in ("forward", "backward")
     )
+    assert sum(map(benchmark._multiplications, products["forward"])) == forward
     assert forward == 2 * 64**3 + 2 * 8 * 64**3 + 2 * (2 * 64 * 64 * 512)
     assert backward == 2 * forward
     for a, b in products["forward"] + products["backward"]:
@@ -90,10 +97,10 @@ def result():
 def test_quick_run_has_every_part(result):
     assert json.loads(json.dumps(result)) == result
     assert {row["L"] for row in result["whole"]} == {64, 128}
-    assert {"SSD", "SSD, torch", "SSD, steps", "attention", "projections"} <= {
+    assert {"SSD", "SSD, torch", "SSD, nn.Linear", "SSD, steps", "attention", "projections", "nn.Linear"} <= {
         r["what"] for r in result["whole"]
     }
-    assert {row["what"] for row in result["scan"]} == {"kernel", "torch", "GEMMs"}
+    assert {row["what"] for row in result["scan"]} == {"kernel", "torch", "GEMMs", "best GEMM"}
     assert {(row["tokens"], row["what"]) for row in result["decode"]} == {
         (seen, what) for seen in (1, 1024) for what in ("SSD", "state update", "attention")
     }
@@ -112,9 +119,10 @@ def test_tables_hold_the_figures(result):
 
 def test_the_mixer_reported_is_the_fastest_of_its_chunks(monkeypatch):
     """Of several Mamba2Mixers the one with the smallest median stands in the row."""
-    times = {"SSD": 2.0, "SSD, torch": 3.0, "Mamba2Mixer 64": 5.0, "Mamba2Mixer 32": 4.0, "projections": 1.0}
+    times = {"SSD": 2.0, "SSD, torch": 3.0, "Mamba2Mixer 64": 5.0, "Mamba2Mixer 32": 4.0}
+    times |= {"projections": 1.0, "nn.Linear": 1.5}
     monkeypatch.setattr(
-        benchmark, "mixers", lambda *_: dict.fromkeys(list(times)[:-1], benchmark.Projections)
+        benchmark, "mixers", lambda *_: dict.fromkeys(list(times)[:-2], benchmark.Projections)
     )
     monkeypatch.setattr(
         benchmark.timing,
@@ -122,7 +130,7 @@ def test_the_mixer_reported_is_the_fastest_of_its_chunks(monkeypatch):
         lambda runs, count: {name: [times[name.rsplit(" ", 1)[0]]] * 3 for name in runs},
     )
     rows = {row["what"]: row for row in benchmark.whole(64, 3, False)}
-    assert set(rows) == {"SSD", "SSD, torch", "Mamba2Mixer", "projections"}
+    assert set(rows) == {"SSD", "SSD, torch", "Mamba2Mixer", "projections", "nn.Linear"}
     assert rows["Mamba2Mixer"]["as"] == "Mamba2Mixer 32"
     assert rows["Mamba2Mixer"]["both_to_ours"]["median"] == 2.0
     assert rows["Mamba2Mixer"]["both_to_torch"]["median"] == pytest.approx(4 / 3)

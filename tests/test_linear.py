@@ -71,6 +71,28 @@ def test_any_leading_axes_and_strides(launched):
     assert len(launched) == 1
 
 
+@pytest.mark.parametrize("gaps", ["expanded", "slice"])
+def test_operands_with_gaps_or_repetitions_are_copied(monkeypatch, launched, gaps):
+    """oneDNN takes them, by a loop that is a hundred times slower."""
+    seen = []
+    operator = torch.ops.mkldnn._linear_pointwise
+
+    def watched(a, b, *others):
+        seen.append((a, b))
+        return operator(a, b, *others)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", watched)
+    x, weight, _ = operands((48, 33, 70))
+    y, wanted = linear(x, weight), F.linear(x, weight)
+    upstream = torch.ones(()).expand(48, 70) if gaps == "expanded" else torch.randn(48, 99)[:, 3:73]
+    ours, theirs = (torch.autograd.grad(each, [x, weight], upstream) for each in (y, wanted))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-5, atol=1e-4)
+    assert len(seen) == 3
+    for pair in seen:
+        assert all(each.is_contiguous() or each.t().is_contiguous() for each in pair)
+
+
 def test_second_derivatives(launched):
     inputs = operands((6, 5, 4))
 

@@ -10,7 +10,8 @@
 
 All networks of a task get the same batches, updates and learning rate. The block, of which there are two but
 for digits, is MAR's (arXiv 2601.21503): norm, [spikes], Linear, SSDCore, [spikes], Linear, added to what came
-in. Digits have the pipeline Linear - SSD - neuron - Linear - neuron - Linear.
+in. Digits have the pipeline Linear - S4D - neuron - Linear - neuron - Linear: which pixel stood where is a
+matter of time constants and frequencies, which S4D has and SSD, whose memory only fades, has not.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ from marsnn.errors import InputError, MarsnnError
 from marsnn.network import Network, evaluating
 from marsnn.neurons import ATMN, LIF
 from marsnn.progress import track
-from marsnn.ssm import SSD, SSDCore
+from marsnn.ssm import S4D, SSDCore
 from marsnn.training import IGNORED, StreamConfig, train_stream
 from marsnn.workers import Failed, engine
 
-WIDTH, STATE, STEPS = 64, 64, 4
+WIDTH, STATE, PIPELINE_STATE, STEPS = 64, 64, 16, 4
 ARMS = ("SSM", "SSM + ATMN", "SSM + LIF", "LSTM")
 SYMBOLS, STORED, LENGTH = 16, 16, 256
 PIECE = 256
@@ -195,7 +196,7 @@ def _blocks(spikes: Callable[[int], nn.Module] | None, task: Memory, blocks: int
 
 def _pipeline(spikes: Callable[[int], nn.Module] | None, task: Memory) -> Network:
     make = spikes or (lambda features: nn.SiLU())
-    ssm = SSD(WIDTH, head_dim=32, state_size=16, activation="silu", scale_input=True)
+    ssm = S4D(WIDTH, PIPELINE_STATE, dt_min=1 / 50, dt_max=1 / 5)  # remembers 5 to 50 of 64 pixels
     return Network(
         [nn.Linear(task.inputs, WIDTH), ssm, make(WIDTH), nn.Linear(WIDTH, WIDTH), make(WIDTH),
          nn.Linear(WIDTH, task.classes)]

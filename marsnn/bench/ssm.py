@@ -454,9 +454,10 @@ def targets(result: dict[str, Any]) -> list[dict[str, Any]]:
     for length in (2048, 8192):
         for what, limit in (("torch", 6.0), ("kernel", 2.5)):
             own = row("scan", L=length, what=what)
-            if own:
-                at = f"scan at L = {length:,} by {what}, forward + backward, in its GEMMs at their best"
-                found += aimed(at, own["both_to_best"]["median"], "<=", limit)
+            for floor, key in (("its GEMMs", "both_to_gemms"), ("the best GEMM", "both_to_best")):
+                if own:
+                    at = f"scan at L = {length:,} by {what}, forward + backward, in {floor}"
+                    found += aimed(at, own[key]["median"], "<=", limit)
     return found
 
 

@@ -1,6 +1,8 @@
 """Golden: batches looked at token by token. Unit: networks, what a row says, the table."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from marsnn.errors import InputError
 from marsnn.neurons import ATMN, LIF
 from marsnn.training import IGNORED
 
+ROOT = Path(__file__).parents[2]
+KEPT = ROOT / "benchmarks"
 TASKS, ARMS = benchmark.TASKS, benchmark.ARMS
 
 
@@ -96,7 +100,7 @@ def test_a_row_is_measured_and_repeats():
     again = benchmark.trained("digits", "SSM + ATMN", seed=3, updates=2)
     for key in ("accuracy", "bits", "last_loss", "rate", "energy_pj"):
         assert row[key] == again[key]
-    assert row["parameters"] == 32_882
+    assert row["parameters"] == 7242
     assert 0 <= row["accuracy"] <= 1
     assert row["bits"] == pytest.approx(row["last_loss"] / math.log(2), rel=0.5)
     assert row["energy_pj"]["45nm-fp32"] > row["energy_pj"]["45nm-int8"] > 0
@@ -114,3 +118,22 @@ def test_the_table_has_mean_and_spread():
 def test_an_unknown_task_is_refused():
     with pytest.raises(InputError, match="no task named 'chess'; known: copying, induction, digits, text"):
         benchmark.run(["chess"])
+
+
+# ---- what is kept -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if (KEPT / f"memory-{name}.json").is_file()])
+def test_kept_results_are_of_the_task_as_it_is(name):
+    kept = json.loads((KEPT / f"memory-{name}.json").read_text())
+    assert f"`memory-{name}.json`" in (KEPT / "README.md").read_text(encoding="utf-8")
+    assert kept["command"].startswith(f"marsnn bench memory --task {name} ")
+    assert [row["arm"] for row in kept["rows"]] == [*ARMS] * (len(kept["rows"]) // len(ARMS))
+    for row in kept["rows"]:
+        network = benchmark.build(row["arm"], TASKS[name])
+        assert row["parameters"] == sum(p.numel() for p in network.parameters())
+
+
+def test_readme_has_the_table_of_sequential_digits():
+    kept = json.loads((KEPT / "memory-digits.json").read_text())
+    assert benchmark.markdown(kept) in (ROOT / "README.md").read_text(encoding="utf-8")

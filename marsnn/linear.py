@@ -96,5 +96,5 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _dense(matrix: Tensor) -> Tensor:
-    """Without gaps and repetitions, for which oneDNN takes loops that are a hundred times slower."""
+    """Without gaps and repetitions, for which oneDNN takes loops that are a thousand times slower."""
     return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()

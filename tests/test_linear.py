@@ -1,5 +1,7 @@
 """Unit: a Linear by either library is torch's Linear, and which one runs is settled by size and machine."""
 
+from unittest.mock import mock_open
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -73,7 +75,7 @@ def test_any_leading_axes_and_strides(launched):
 
 @pytest.mark.parametrize("gaps", ["expanded", "slice"])
 def test_operands_with_gaps_or_repetitions_are_copied(monkeypatch, launched, gaps):
-    """oneDNN takes them, by a loop that is a hundred times slower."""
+    """oneDNN takes them, by a loop that is a thousand times slower."""
     seen = []
     operator = torch.ops.mkldnn._linear_pointwise
 
@@ -146,10 +148,16 @@ def test_the_layer_is_torchs_with_its_hooks_and_parametrizations(launched):
     assert torch.equal(layer(x), torch.zeros(1))
 
 
-def test_processors_of_others_are_left_to_torch(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("vendor", "vectors", "faster"),
+    [("AuthenticAMD", "AVX512", True), ("GenuineIntel", "AVX512", False), ("AuthenticAMD", "AVX2", False)],
+)
+def test_only_amds_processors_with_avx_512_get_onednn(monkeypatch, vendor, vectors, faster):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
+    cpuinfo = mock_open(read_data=f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    monkeypatch.setattr(module, "open", cpuinfo, raising=False)
     module.onednn_is_faster.cache_clear()
     try:
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-        assert not module.onednn_is_faster()
+        assert module.onednn_is_faster() == faster
     finally:
         module.onednn_is_faster.cache_clear()

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from marsnn.bench import timing
-from marsnn.bench.contestants import Contestant, Run, entries, installed
+from marsnn.bench.contestants import Contestant, entries, installed
 from marsnn.bench.parts import KEEP_MEMORY, aimed, aims_table, machine, milliseconds, part, risen, spread
 from marsnn.errors import InputError
 from marsnn.neurons import fused
@@ -54,8 +54,8 @@ def speed(model: str, features: int, steps: int, count: int, device: str) -> lis
     runs["copies"] = partial(_copy, copies)
     for each in own:
         run = each.make(features, steps, device)
-        runs[f"{_key(each)} forward"] = partial(_forward, run, currents)
-        runs[f"{_key(each)} both"] = partial(_both, run, currents, upstream)
+        runs[f"{_key(each)} forward"] = partial(timing.forward, run, currents)
+        runs[f"{_key(each)} both"] = partial(timing.both, run, currents, upstream)
     seconds = timing.rounds(runs, count, device)
     found = []
     for each in own:
@@ -88,9 +88,9 @@ def scaling(model: str, sizes: Sequence[Sequence[int]], count: int, device: str)
             1, (1 << 20) // (steps * features)
         )  # what is too short to be timed is run several times
         runs: dict[str, Callable[[], Any]] = {
-            "copy": partial(_again, repeats, partial(_copy, [(currents, target)])),
-            "forward": partial(_again, repeats, partial(_forward, run, currents)),
-            "both": partial(_again, repeats, partial(_both, run, currents, upstream)),
+            "copy": partial(timing.again, repeats, partial(_copy, [(currents, target)])),
+            "forward": partial(timing.again, repeats, partial(timing.forward, run, currents)),
+            "both": partial(timing.again, repeats, partial(timing.both, run, currents, upstream)),
         }
         seconds = timing.rounds(runs, count, device)
         nanoseconds = {
@@ -107,9 +107,9 @@ def memory(model: str, library: str, what: str, features: int, steps: int, devic
     each = next(c for c in entries() if (c.model, c.library, c.what) == (model, library, what))
     run = each.make(features, steps, device)
     few = each.make(64, 2, device)
-    _both(few, *_tensors(64, 2, device))  # code that is loaded on first use
+    timing.both(few, *_tensors(64, 2, device))  # code that is loaded on first use
     currents, upstream = _tensors(features, steps, device)
-    rises = [risen(partial(_both, run, currents, upstream), device) for _ in range(3)]
+    rises = [risen(partial(timing.both, run, currents, upstream), device) for _ in range(3)]
     extra = None if None in rises else sorted(rises)[1]  # type: ignore[type-var]
     return {"model": model, "library": library, "what": what, "extra_mb": extra}
 
@@ -119,7 +119,7 @@ def first_use(model: str) -> dict[str, Any]:
     run = next(each for each in entries() if each.model == model).make(64, 4)
     currents, upstream = _tensors(64, 4, "cpu")
     started = time.perf_counter()
-    _both(run, currents, upstream)
+    timing.both(run, currents, upstream)
     return {
         "model": model,
         "seconds": time.perf_counter() - started,
@@ -143,21 +143,6 @@ def _copy(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
     with torch.no_grad():
         for source, target in pairs:
             target.copy_(source)
-
-
-def _forward(run: Run, currents: Tensor) -> Tensor:
-    with torch.no_grad():
-        return run(currents)
-
-
-def _both(run: Run, currents: Tensor, upstream: Tensor) -> None:
-    currents.grad = None
-    run(currents).backward(upstream)
-
-
-def _again(times: int, what: Callable[[], Any]) -> None:
-    for _ in range(times):
-        what()
 
 
 # ---- the whole ------------------------------------------------------------------------------------------

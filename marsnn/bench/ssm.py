@@ -204,16 +204,6 @@ def _tensors(length: int) -> tuple[Tensor, Tensor]:
     return x, torch.randn((length, 1, D), generator=draw)
 
 
-def _forward(mixer: Mixer, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        return mixer(x)
-
-
-def _both(mixer: Mixer, x: Tensor, upstream: Tensor) -> None:
-    x.grad = None
-    mixer(x).backward(upstream)
-
-
 # ---- parts, each in a process of its own ----------------------------------------------------------------
 
 
@@ -227,8 +217,8 @@ def whole(length: int, count: int, quick: bool) -> list[dict[str, Any]]:
     }
     for name, make in {**mixers(length, quick), **floors}.items():
         mixer = _made(make)
-        runs[f"{name} forward"] = partial(_forward, mixer, x)
-        runs[f"{name} both"] = partial(_both, mixer, x, upstream)
+        runs[f"{name} forward"] = partial(timing.forward, mixer, x)
+        runs[f"{name} both"] = partial(timing.both, mixer, x, upstream)
     seconds = timing.rounds(runs, count)
     names = [name.removesuffix(" both") for name in runs if name.endswith(" both")]
     best = {
@@ -346,7 +336,7 @@ def decode(count: int, tokens: Sequence[int]) -> list[dict[str, Any]]:
                 "state update": partial(ssd_scan, x, log_decay, b, c, core.skip, state.memory),
                 "attention": partial(attention.step, token, cache),
             }
-            runs = {name: partial(_again, 20, call) for name, call in runs.items()}
+            runs = {name: partial(timing.again, 20, call) for name, call in runs.items()}
             read = {"attention": runs.pop("attention")}  # a long cache would push the others out of theirs
             seconds = timing.rounds(runs, count) | timing.rounds(read, count)
             for name, values in seconds.items():
@@ -354,18 +344,13 @@ def decode(count: int, tokens: Sequence[int]) -> list[dict[str, Any]]:
     return found
 
 
-def _again(times: int, call: Callable[[], Any]) -> None:
-    for _ in range(times):
-        call()
-
-
 def memory(length: int, what: str) -> dict[str, Any]:
     """How far memory rises in a forward and backward."""
     mixer = _made(partial(_mamba2, CHUNK) if what == "Mamba2Mixer" else mixers(length)[what])
-    _both(mixer, *_tensors(128))
+    timing.both(mixer, *_tensors(128))
     x, upstream = _tensors(length)
     started = time.perf_counter()
-    extra = risen(partial(_both, mixer, x, upstream))
+    extra = risen(partial(timing.both, mixer, x, upstream))
     return {"L": length, "what": what, "extra_mb": extra, "seconds": time.perf_counter() - started}
 
 

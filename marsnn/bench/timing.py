@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Summary = dict[str, float]
 """median, low and high: the quartiles."""
@@ -53,3 +54,21 @@ def summary(values: Sequence[float]) -> Summary:
 def ratio(over: Sequence[float], under: Sequence[float]) -> Summary:
     """Of two contestants, round by round."""
     return summary([a / b for a, b in zip(over, under, strict=True)])
+
+
+def forward(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What is timed as forward: no gradients."""
+    with torch.no_grad():
+        return call(x)
+
+
+def both(call: Callable[[Tensor], Tensor], x: Tensor, upstream: Tensor) -> None:
+    """What is timed as forward + backward."""
+    x.grad = None
+    call(x).backward(upstream)
+
+
+def again(times: int, call: Callable[[], Any]) -> None:
+    """What is too short to be timed, several times."""
+    for _ in range(times):
+        call()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from marsnn.bench import ssm as benchmark
+from marsnn.bench import timing
 from marsnn.linear import Linear
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,7 @@ def test_mixers_are_causal_and_pass_gradients_back(name):
     x, upstream = benchmark._tensors(40)
     y = mixer(x)
     assert y.shape == x.shape
-    benchmark._both(mixer, x, upstream)
+    timing.both(mixer, x, upstream)
     assert x.grad.abs().sum() > 0
     (slope,) = torch.autograd.grad(mixer(x)[20].sum(), x)
     assert slope[20].abs().sum() > 0
@@ -46,7 +47,7 @@ def test_mixers_are_causal_and_pass_gradients_back(name):
 def test_the_three_forms_of_ssd_are_one_layer():
     x, _ = benchmark._tensors(70)
     forms = [benchmark._made(benchmark.mixers(64)[name]) for name in ("SSD", "SSD, torch", "SSD, steps")]
-    first, *others = (benchmark._forward(mixer, x) for mixer in forms)
+    first, *others = (timing.forward(mixer, x) for mixer in forms)
     for other in others:
         assert torch.allclose(other, first, rtol=0, atol=1e-4)
 
@@ -67,12 +68,12 @@ def test_projections_do_the_products_of_both_linear_layers(torchs):
     floor = benchmark.Projections(torchs)
     assert {type(floor.into), type(floor.out)} == {torch.nn.Linear if torchs else Linear}
     x, upstream = benchmark._tensors(5)
-    benchmark._both(floor, x, upstream)
+    timing.both(floor, x, upstream)
     between, given = (each.expand(5, -1, -1).flatten(0, 1) for each in (floor.between, floor.upstream))
     assert torch.allclose(x.grad.flatten(0, 1), given @ floor.into.weight, atol=1e-5)
     assert torch.allclose(floor.into.weight.grad, given.t() @ x.detach().flatten(0, 1), atol=1e-5)
     assert torch.allclose(floor.out.weight.grad, upstream.flatten(0, 1).t() @ between, atol=1e-5)
-    assert benchmark._forward(floor, x).shape == x.shape
+    assert timing.forward(floor, x).shape == x.shape
 
 
 def test_the_products_of_the_scan_are_counted_in_whole_chunks():

@@ -171,9 +171,8 @@ class S4D(SequenceLayer):
             modes = torch.view_as_complex(state.modes)
             if not fresh:  # decay^(l + 1) of what was there
                 left = (c * decay * modes).permute(1, 2, 0)  # [D, N / 2, B]
-                weighted = (far.unsqueeze(-1) * left.unsqueeze(2)).permute(
-                    0, 2, 3, 1
-                )  # [D, blocks, B, N / 2]
+                weighted = far.unsqueeze(-1) * left.unsqueeze(2)  # [D, N / 2, blocks, B]
+                weighted = weighted.permute(0, 2, 3, 1)
                 echo = 2 * real_product(weighted.flatten(1, 2), near).unflatten(1, weighted.shape[1:3])
                 y = y + echo.permute(1, 3, 2, 0).flatten(0, 1)[:L]  # [L, B, D]
             if final_state:

@@ -315,7 +315,14 @@ class SSDCore(SequenceLayer):
             raise ShapeError(
                 f"expected a mask of bools {list(x.shape[:2])}, got {mask.dtype} {list(mask.shape)}"
             )
+        self._beside(x, "mask", mask)
         return mask
+
+    def _beside(self, x: Tensor, name: str, tensor: Tensor) -> None:
+        if tensor.device != x.device:
+            raise InputError(
+                f"{type(self).__name__}: x is on {x.device}, {name} on {tensor.device}; move one with .to()"
+            )
 
     def _starts(self, x: Tensor, segments: Tensor) -> Tensor:
         """[L, B], True where a sequence starts behind another."""
@@ -323,6 +330,7 @@ class SSDCore(SequenceLayer):
         if segments.is_floating_point() or segments.is_complex():
             raise InputError(f"segments must be whole numbers, got {segments.dtype}")
         if segments.ndim == 2 and segments.shape == (L, B):
+            self._beside(x, "segments", segments)
             same = segments[1:] == segments[:-1]
             return F.pad(~same, [0, 0, 1, 0], value=False)
         if segments.ndim == 1 and B == 1 and len(segments) >= 2:

@@ -384,7 +384,9 @@ def test_the_first_packed_sequence_goes_on_and_the_last_is_left(name):
     [
         ({"mask": torch.ones(5, 1)}, r"expected a mask of bools \[5, 1\], got torch.float32 \[5, 1\]"),
         ({"mask": torch.ones(4, 1, dtype=torch.bool)}, r"expected a mask of bools \[5, 1\]"),
+        ({"mask": torch.ones(5, 1, dtype=torch.bool, device="meta")}, "x is on cpu, mask on meta"),
         ({"segments": torch.zeros(5, 1)}, "segments must be whole numbers"),
+        ({"segments": torch.zeros(5, 1, dtype=torch.long, device="meta")}, "x is on cpu, segments on meta"),
         ({"segments": torch.tensor([0, 3, 6])}, r"expected segments \[5, 1\], or for one sample the starts"),
         ({"segments": torch.tensor([0, 3, 3, 5])}, "expected segments"),
         (

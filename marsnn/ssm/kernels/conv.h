@@ -51,41 +51,39 @@ struct Taps {  // what one token sees
     }
 };
 
-extern "C" void forward(const Problem* q, const Stored* x, long xl, long xb, const F* weight, const F* bias,
-                        const Stored* before, const int32_t* seen, Stored* y) {
-    const Problem p = *q;
+// to[l] = made(u[l], l, b, d, n), for the n channels from d on
+template <class Made>
+static void each_token(const Problem& p, Rows rows, const F* weight, const F* bias, const Stored* before,
+                       const int32_t* seen, Stored* to, Made made) {
 #pragma omp parallel for schedule(static) num_threads(p.threads)
     for (long l = 0; l < p.L; l++)
         for (long b = 0; b < p.B; b++) {
             Taps taps;
-            taps.look(p, {x, xl, xb}, before, seen, weight, l, b);
-            Stored* to = y + (l * p.B + b) * p.D;
+            taps.look(p, rows, before, seen, weight, l, b);
+            Stored* row = to + (l * p.B + b) * p.D;
             for (long d = 0; d < p.D; d += LANES) {
                 const long n = p.D - d < LANES ? p.D - d : LANES;
-                const V u = taps.sum(bias, d, n);
-                keep(to + d, p.silu ? u * sigmoid(u) : u, n);
+                keep(row + d, made(taps.sum(bias, d, n), l, b, d, n), n);
             }
         }
+}
+
+extern "C" void forward(const Problem* q, const Stored* x, long xl, long xb, const F* weight, const F* bias,
+                        const Stored* before, const int32_t* seen, Stored* y) {
+    const bool silu = q->silu;
+    each_token(*q, {x, xl, xb}, weight, bias, before, seen, y,
+               [=](V u, long, long, long, long) { return silu ? u * sigmoid(u) : u; });
 }
 
 // gu[l] = gy[l] * silu'(u[l]), u made again
 extern "C" void before_silu(const Problem* q, const Stored* x, long xl, long xb, const F* weight, const F* bias,
                             const Stored* before, const int32_t* seen, const Stored* gy, long gl, long gb,
                             Stored* gu) {
-    const Problem p = *q;
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-    for (long l = 0; l < p.L; l++)
-        for (long b = 0; b < p.B; b++) {
-            Taps taps;
-            taps.look(p, {x, xl, xb}, before, seen, weight, l, b);
-            const Stored* g = gy + l * gl + b * gb;
-            Stored* to = gu + (l * p.B + b) * p.D;
-            for (long d = 0; d < p.D; d += LANES) {
-                const long n = p.D - d < LANES ? p.D - d : LANES;
-                const V u = taps.sum(bias, d, n), s = sigmoid(u);
-                keep(to + d, some(g + d, n) * s * (1 + u * (1 - s)), n);
-            }
-        }
+    const Rows grads = {gy, gl, gb};
+    each_token(*q, {x, xl, xb}, weight, bias, before, seen, gu, [=](V u, long l, long b, long d, long n) {
+        const V s = sigmoid(u);
+        return some(grads.at(l, b) + d, n) * s * (1 + u * (1 - s));
+    });
 }
 
 // gweight [threads, K, D] and gbias [threads, D] are sums of each thread; gbefore may be null

@@ -26,9 +26,8 @@ def result(name: str) -> dict:
 
 
 def memories() -> str:
-    """The tables of all tasks that are kept, in the order of the bench."""
-    kept = [name for name in memory.TASKS if (KEPT / f"memory-{name}.json").is_file()]
-    return "\n\n".join(memory.markdown(result(f"memory-{name}")) for name in kept)
+    """The tables of all tasks, in the order of the bench."""
+    return "\n\n".join(memory.markdown(result(f"memory-{name}")) for name in memory.TASKS)
 
 
 def page(text: str) -> str:

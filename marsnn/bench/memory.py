@@ -3,7 +3,8 @@
     copying    16 symbols of 16 stand at random places among 256 tokens, and are asked for in order (selective
                copying, Gu and Dao 2023, arXiv 2312.00752, 4.1.1); accuracy of the 16 answers, chance 1 in 16
     induction  a special token stood once before, followed by a symbol; it stands at the end, and that symbol
-               is asked for (induction heads, 4.1.2 there); 256 tokens, accuracy, chance 1 in 16
+               is asked for (induction heads, 4.1.2 there); 256 tokens, accuracy, chance 1 in 16. Batches to
+               train on have from 16 to 256 tokens: with 256 alone nobody learnt it in as many updates
     digits     the 64 pixels of scikit-learn's digits one by one; accuracy of the class, told at the last
     text       the bytes of Python's own `pydoc_data.topics`, each from those before it; bits per byte on its
                last 10 percent, in pieces of 256
@@ -43,7 +44,7 @@ from marsnn.workers import Failed, engine
 
 WIDTH, STATE, PIPELINE_STATE, STEPS = 64, 64, 16, 4
 ARMS = ("SSM", "SSM + ATMN", "SSM + LIF", "LSTM")
-SYMBOLS, STORED, LENGTH = 16, 16, 256
+SYMBOLS, STORED, LENGTH, SHORTEST = 16, 16, 256, 16
 PIECE = 256
 TEST_SEED = 1_000_000
 """Test batches are drawn from seeds that no training uses."""
@@ -86,9 +87,11 @@ def draw_copying(batch: int, draw: torch.Generator, part: str) -> tuple[Tensor, 
 
 
 def draw_induction(batch: int, draw: torch.Generator, part: str) -> tuple[Tensor, Tensor]:
-    """x [256, B, 17]: symbols, the special token once among them and again at the end."""
-    tokens = torch.randint(SYMBOLS, (batch, LENGTH), generator=draw)
-    place = torch.randint(LENGTH - 2, (batch, 1), generator=draw)
+    """x [L, B, 17]: symbols, the special token once among them and again at the end; L = 256 to test."""
+    shorter = torch.rand(1, generator=draw).item() if part == "train" else 0.0
+    length = round(LENGTH * (SHORTEST / LENGTH) ** shorter)
+    tokens = torch.randint(SYMBOLS, (batch, length), generator=draw)
+    place = torch.randint(length - 2, (batch, 1), generator=draw)
     tokens.scatter_(1, place, SYMBOLS)
     tokens[:, -1] = SYMBOLS
     targets = torch.full_like(tokens, IGNORED)
@@ -135,7 +138,7 @@ TASKS = {
     task.name: task
     for task in (
         Memory("copying", draw_copying, SYMBOLS + 2, SYMBOLS, 32, 6000, 5e-3, 16),
-        Memory("induction", draw_induction, SYMBOLS + 1, SYMBOLS, 32, 2000, 5e-3, 16),
+        Memory("induction", draw_induction, SYMBOLS + 1, SYMBOLS, 32, 6000, 5e-3, 16),
         Memory("digits", draw_digits, 1, 10, 64, 1200, 5e-3, 1),
         Memory("text", draw_text, 256, 256, 16, 2000, 5e-3, 32),
     )

@@ -45,15 +45,19 @@ def test_copying_asks_for_the_symbols_in_order():
         assert (wanted[:256] == IGNORED).all()
 
 
-def test_induction_asks_for_what_followed():
-    x, targets = drawn("induction")
-    tokens = x.argmax(-1).t()
-    for row, wanted in zip(tokens, targets.t(), strict=True):
-        places = (row == 16).nonzero().flatten().tolist()
-        assert len(places) == 2
-        assert places[1] == 255
-        assert wanted[255] == row[places[0] + 1]
-        assert (wanted[:255] == IGNORED).all()
+def test_induction_asks_for_what_followed_at_lengths_from_16_to_256():
+    lengths = {len(drawn("induction", seed=seed)[0]) for seed in range(50)}
+    assert 16 <= min(lengths) < 25 < 150 < max(lengths) <= 256
+    for part in ("train", "test"):
+        x, targets = drawn("induction", part=part)
+        assert part == "train" or len(x) == 256
+        last = len(x) - 1
+        for row, wanted in zip(x.argmax(-1).t(), targets.t(), strict=True):
+            places = (row == 16).nonzero().flatten().tolist()
+            assert len(places) == 2
+            assert places[1] == last
+            assert wanted[last] == row[places[0] + 1]
+            assert (wanted[:last] == IGNORED).all()
 
 
 def test_digits_are_pixels_one_by_one():
@@ -123,7 +127,7 @@ def test_an_unknown_task_is_refused():
 # ---- what is kept -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if (KEPT / f"memory-{name}.json").is_file()])
+@pytest.mark.parametrize("name", TASKS)
 def test_kept_results_are_of_the_task_as_it_is(name):
     kept = json.loads((KEPT / f"memory-{name}.json").read_text())
     assert f"`memory-{name}.json`" in (KEPT / "README.md").read_text(encoding="utf-8")

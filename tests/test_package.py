@@ -28,7 +28,7 @@ ORDER = [
     {"record", "progress", "files", "simulator", "training", "data", "checkpoint"},
     {"intervals", "journal", "tasks", "tidy", "workers"},
     {"energy", "hardware"},
-    {"ablation", "plots", "trial"},
+    {"refine", "ablation", "plots", "trial"},
     {"bench"},
     {"cli", "__main__"},
 ]

@@ -1,0 +1,28 @@
+"""Refining a trained Transformer: attention to state space layers, as an ordinary Hugging Face model.
+
+Importing this package registers `MarConfig` and `MarForCausalLM` with transformers' Auto classes.
+"""
+
+from marsnn.errors import MissingDependencyError
+
+try:
+    import transformers  # noqa: F401
+except ImportError as error:
+    raise MissingDependencyError("transformers", "hf") from error
+
+from marsnn.refine.alignment import AlignConfig, Aligned, align
+from marsnn.refine.cache import MarCache
+from marsnn.refine.config import MarConfig
+from marsnn.refine.model import MarForCausalLM, MarModel
+from marsnn.refine.transfer import convert
+
+__all__ = [
+    "AlignConfig",
+    "Aligned",
+    "MarCache",
+    "MarConfig",
+    "MarForCausalLM",
+    "MarModel",
+    "align",
+    "convert",
+]

@@ -1,0 +1,124 @@
+"""What a refined model is: its Transformer's configuration, and what stands in which place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
+
+from marsnn.errors import InputError
+
+SSM, ATTENTION, SLIDING = "linear_attention", "full_attention", "sliding_attention"
+"""transformers' own names for the types of layers."""
+
+MIXERS = ("ssd", "s4d")
+
+MIXER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ssd": {
+        "conv_size": 4, "feature_map": "none", "rope": True, "normalize": False, "scale_input": True,
+        "gate": True,
+    },
+    "s4d": {"state_size": 32, "init": "lin", "dt_min": 1e-3, "dt_max": 0.5, "gate": True},
+}  # fmt: skip
+
+
+@strict
+class MarConfig(LlamaConfig):
+    """Configuration of a Llama-shaped model of which some attention layers are state space layers.
+
+    Args:
+        layer_types: for each layer "full_attention", "sliding_attention" or "linear_attention", which is a
+            state space layer; None for attention everywhere.
+        output_bias: bias of the attentions' output projection; None for that of the others, `attention_bias`.
+        sliding_window: tokens that a "sliding_attention" sees.
+        mixer: what stands in the place of attention: "ssd" (Mamba-2) or "s4d".
+        mixer_settings: of `SSDCore` or `S4D`; what isn't named is `MIXER_DEFAULTS`.
+    All else is LlamaConfig's.
+    """
+
+    model_type = "mar"
+
+    layer_types: list[str] | None = None
+    output_bias: bool | None = None
+    sliding_window: int | None = None
+    mixer: str = "ssd"
+    mixer_settings: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.layer_types is None:
+            usual = ATTENTION if self.sliding_window is None else SLIDING
+            self.layer_types = [usual] * self.num_hidden_layers
+        if self.output_bias is None:
+            self.output_bias = self.attention_bias
+        if self.mixer not in MIXERS:
+            raise InputError(f"mixer must be one of {', '.join(MIXERS)}, got {self.mixer!r}")
+        known = MIXER_DEFAULTS[self.mixer]
+        given = self.mixer_settings or {}
+        unknown = sorted(set(given) - set(known))
+        if unknown:
+            raise InputError(f"mixer {self.mixer!r} has no setting {unknown[0]!r}; known: {', '.join(known)}")
+        self.mixer_settings = {**known, **given}
+        strange = sorted(set(self.layer_types) - {SSM, ATTENTION, SLIDING})
+        if strange:
+            raise InputError(
+                f"layer_types may be {SSM}, {ATTENTION} and {SLIDING}, got {', '.join(map(repr, strange))}"
+            )
+        if SLIDING in self.layer_types and self.sliding_window is None:
+            raise InputError(f"a layer is {SLIDING!r}, so sliding_window must be a number of tokens")
+        super().__post_init__(**kwargs)
+
+    @property
+    def number_of_conv_states(self) -> int:
+        """States of transformers' cache for one SSM: 0 what is remembered, 1 how many tokens were seen."""
+        return 2
+
+    @property
+    def ssm_layers(self) -> list[int]:
+        """Which layers are state space layers."""
+        return [i for i, kind in enumerate(self.layer_types or []) if kind == SSM]
+
+
+def _biases(config: PreTrainedConfig) -> dict[str, bool]:
+    if config.model_type == "qwen2":
+        return {"attention_bias": True, "output_bias": False, "mlp_bias": False}
+    if config.model_type == "mistral":
+        return {"attention_bias": False, "output_bias": False, "mlp_bias": False}
+    return {}
+
+
+SOURCES = ("llama", "mistral", "qwen2", "mar")
+"""Model types whose layers are Llama's but for biases and windows."""
+
+
+def config_from(source: PreTrainedConfig, ssm_layers: Sequence[int] = (), **changes: Any) -> MarConfig:
+    """The configuration of a trained model with some of its attentions replaced.
+
+    Args:
+        source: a LlamaConfig, MistralConfig, Qwen2Config or MarConfig.
+        ssm_layers: indices of the layers that become state space layers.
+        changes: fields of MarConfig.
+
+    Raises:
+        InputError: a model of another type, or no such layer.
+    """
+    if source.model_type not in SOURCES:
+        raise InputError(
+            f"can't refine a {source.model_type!r} model; its layers must be Llama's: {', '.join(SOURCES)}"
+        )
+    own = set(LlamaConfig.__annotations__) | set(MarConfig.__annotations__)
+    fields = {name: value for name, value in source.to_dict().items() if name in own}
+    fields |= {"dtype": source.dtype, **_biases(source)}
+    if getattr(source, "sliding_window", None) is None:
+        fields["sliding_window"] = None
+    usual = ATTENTION if fields["sliding_window"] is None else SLIDING
+    types = list(fields.get("layer_types") or [usual] * source.num_hidden_layers)
+    for layer in ssm_layers:
+        if not 0 <= layer < len(types):
+            raise InputError(f"no layer {layer}: the model has 0 to {len(types) - 1}")
+        types[layer] = SSM
+    return MarConfig(**{**fields, "layer_types": types, **changes})
+
+
+AutoConfig.register("mar", MarConfig, exist_ok=True)

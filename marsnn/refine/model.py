@@ -1,0 +1,358 @@
+"""`MarForCausalLM`: a Llama with state space layers in the place of attention, as transformers knows models.
+
+Names of parts and weights are Llama's, so a Llama's weights load as they are; a state space layer adds to
+q, k, v and o projections its gate (z), its forgetting (a), and what `SSDCore` or `S4D` holds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.masking_utils import (
+    create_causal_mask,
+    create_recurrent_attention_mask,
+    create_sliding_window_causal_mask,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaForCausalLM,
+    LlamaMLP,
+    LlamaModel,
+    LlamaPreTrainedModel,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from marsnn.errors import InputError
+from marsnn.linear import Linear
+from marsnn.refine.cache import MarCache, remember, remembered
+from marsnn.refine.config import ATTENTION, SLIDING, SSM, MarConfig
+from marsnn.ssm import S4D, S4DState, SSDCore, SSDState
+from marsnn.ssm.gate import gated
+
+MASKS = {
+    ATTENTION: create_causal_mask,
+    SLIDING: create_sliding_window_causal_mask,
+    SSM: create_recurrent_attention_mask,
+}
+
+
+class MarAttention(LlamaAttention):
+    """Llama's attention, with biases and a window of its own."""
+
+    def __init__(self, config: MarConfig, layer_idx: int) -> None:
+        nn.Module.__init__(self)
+        self.config, self.layer_idx = config, layer_idx
+        heads, kv_heads, self.head_dim = _widths(config)
+        self.num_key_value_groups = heads // kv_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+        self.sliding_window = config.sliding_window if _kind(config, layer_idx) == SLIDING else None
+        _add_projections(self, config)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """[B, L, D] to [B, L, D] and, where the implementation gives them, the weights."""
+        assert position_embeddings is not None
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        q, k, v = (
+            project(hidden_states).view(shape).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        if past_key_values is not None:
+            k, v = past_key_values.update(k, v, self.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.attention_dropout if self.training else 0.0
+        mixed, weights = attend(
+            self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling,
+            sliding_window=self.sliding_window, **kwargs,
+        )  # fmt: skip
+        return self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), weights
+
+
+class MarMixer(nn.Module):
+    """A state space layer between attention's projections: [B, L, D] to [B, L, D].
+
+    `ssd`: queries, keys and values go into an `SSDCore` of as many heads as there are queries; keys and
+    values are shared by heads as in the attention, decays are each head's own. `s4d`: values go into `S4D`.
+    """
+
+    q_proj: Linear
+    k_proj: Linear
+    v_proj: Linear
+    o_proj: Linear
+
+    def __init__(self, config: MarConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config, self.layer_idx = config, layer_idx
+        self.heads, kv_heads, self.head_dim = _widths(config)
+        self.repeats = self.heads // kv_heads
+        settings = dict(config.mixer_settings or {})
+        gate, width = settings.pop("gate"), self.heads * self.head_dim
+        _add_projections(self, config, queries=config.mixer == "ssd")
+        self.gate_bias: nn.Parameter | None = None  # an SSDCore has its own
+        self.z_proj = Linear(config.hidden_size, width, bias=False) if gate else None
+        if config.mixer == "ssd":
+            self.a_proj = Linear(config.hidden_size, self.heads, bias=False)
+            rope = config.rope_parameters["rope_theta"] if settings.pop("rope") else None
+            self.core: SSDCore | S4D = SSDCore(
+                self.heads, self.head_dim, self.head_dim, groups=self.heads, rope=rope, gate=gate, **settings
+            )
+        else:
+            self.core = S4D(width, **settings)
+            if gate:
+                self.gate_bias = nn.Parameter(torch.zeros(width))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """Attention's call; the mask is [B, L], False or 0 where a token is padding."""
+        x = hidden_states.transpose(0, 1)  # [L, B, D], as sequence layers have it
+        mask = None if attention_mask is None else attention_mask.t().bool()
+        state = self._state(past_key_values)
+        if isinstance(self.core, SSDCore):
+            y, state = self._ssd(self.core, x, state, mask)
+        else:
+            y, state = self._s4d(self.core, x, state, mask, past_key_values is not None)
+        if past_key_values is not None:
+            remember(past_key_values, self.layer_idx, *_stored(state), tokens=len(x))
+        return self.o_proj(y).transpose(0, 1), None
+
+    def _ssd(self, core: SSDCore, x: Tensor, state: Any, mask: Tensor | None) -> tuple[Tensor, SSDState]:
+        queries, keys, values = self.q_proj(x), self._shared(self.k_proj(x)), self._shared(self.v_proj(x))
+        gate = [] if self.z_proj is None else [self.z_proj(x)]
+        inputs = torch.cat([*gate, values, keys, queries, self.a_proj(x)], -1)
+        if len(x) == 1 and mask is None:
+            y, state = core.step(inputs[0], state)
+            return y.unsqueeze(0), state
+        return core(inputs, state, mask=mask)
+
+    def _s4d(
+        self, core: S4D, x: Tensor, state: Any, mask: Tensor | None, final: bool
+    ) -> tuple[Tensor, S4DState | None]:
+        values = self._shared(self.v_proj(x))
+        if mask is not None:
+            if state is not None or not bool((mask[1:] >= mask[:-1]).all()):
+                raise InputError("an s4d mixer takes padding in front of the first tokens only; pad left")
+            values = values * mask.unsqueeze(-1)  # what precedes the first token leaves no trace
+        y, state = core(values, state, final_state=final)
+        if self.z_proj is not None and self.gate_bias is not None:
+            y = gated(y, self.z_proj(x), self.gate_bias)
+        return y, state
+
+    def _shared(self, values: Tensor) -> Tensor:
+        """Keys or values [*, KV P] to [*, H P]: each for the heads that share it."""
+        if self.repeats == 1:
+            return values
+        return values.unflatten(-1, (-1, self.head_dim)).repeat_interleave(self.repeats, -2).flatten(-2)
+
+    def _state(self, cache: Cache | None) -> Any:
+        found = remembered(cache, self.layer_idx)
+        if found is None:
+            return None
+        window, memory, position = found
+        if isinstance(self.core, SSDCore):
+            return SSDState(window.permute(2, 0, 1), memory, position[:, 0])
+        return S4DState(memory)
+
+
+def _stored(state: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Window, memory and position, batch first, as the cache has them."""
+    if isinstance(state, SSDState):
+        return state.recent.permute(1, 2, 0), state.memory, state.position.unsqueeze(1)
+    modes = state.modes
+    return modes.new_zeros(len(modes), 1, 0), modes, torch.zeros(len(modes), 1, dtype=torch.long)
+
+
+def _kind(config: MarConfig, layer: int) -> str:
+    assert config.layer_types is not None
+    return config.layer_types[layer]
+
+
+def _widths(config: MarConfig) -> tuple[int, int, int]:
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    assert kv_heads is not None
+    return heads, kv_heads, config.head_dim or config.hidden_size // heads
+
+
+def _add_projections(module: nn.Module, config: MarConfig, queries: bool = True) -> None:
+    heads, kv_heads, width = _widths(config)
+    D, bias = config.hidden_size, config.attention_bias
+    if queries:
+        module.q_proj = Linear(D, heads * width, bias=bias)
+        module.k_proj = Linear(D, kv_heads * width, bias=bias)
+    module.v_proj = Linear(D, kv_heads * width, bias=bias)
+    module.o_proj = Linear(heads * width, D, bias=bool(config.output_bias))
+
+
+class MarMLP(LlamaMLP):
+    """Llama's feed-forward net."""
+
+    def __init__(self, config: MarConfig) -> None:
+        super().__init__(config)
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            getattr(self, name).__class__ = Linear
+
+
+class MarDecoderLayer(LlamaDecoderLayer):
+    """Attention or a state space layer, and the feed-forward net."""
+
+    def __init__(self, config: MarConfig, layer_idx: int) -> None:
+        GradientCheckpointingLayer.__init__(self)
+        self.hidden_size = config.hidden_size
+        kind = MarMixer if _kind(config, layer_idx) == SSM else MarAttention
+        self.self_attn = kind(config, layer_idx)
+        self.mlp = MarMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class MarPreTrainedModel(LlamaPreTrainedModel):
+    """What MarModel and MarForCausalLM share."""
+
+    config: MarConfig
+    config_class = MarConfig
+    _no_split_modules: ClassVar = ["MarDecoderLayer"]
+    _is_stateful = True
+    _can_record_outputs: ClassVar = {"hidden_states": MarDecoderLayer, "attentions": MarAttention}
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SSDCore | S4D):
+            with torch.device("cpu"):
+                fresh = type(module)(**module.constructor())
+            for (_, own), new in zip(
+                [*module.named_parameters(), *module.named_buffers()],
+                [*fresh.parameters(), *fresh.buffers()],
+                strict=True,
+            ):
+                init.copy_(own, new)
+        elif isinstance(module, MarMixer) and module.gate_bias is not None:
+            init.zeros_(module.gate_bias)
+
+
+class MarModel(MarPreTrainedModel, LlamaModel):
+    """The stack without its head; calls are LlamaModel's."""
+
+    def __init__(self, config: MarConfig) -> None:
+        LlamaPreTrainedModel.__init__(self, config)
+        self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList([MarDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """As LlamaModel's; every layer gets the mask of its type."""
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise InputError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = MarCache(self.config)
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = torch.arange(seen, seen + inputs_embeds.shape[1], device=inputs_embeds.device)
+            position_ids = position_ids.unsqueeze(0)
+        types = self.config.layer_types or []
+        if isinstance(attention_mask, dict):  # made by generate, for static caches
+            masks = attention_mask
+        else:
+            shared = {
+                "config": self.config, "inputs_embeds": inputs_embeds, "attention_mask": attention_mask,
+                "past_key_values": past_key_values, "position_ids": position_ids,
+            }  # fmt: skip
+            masks = {kind: MASKS[kind](**shared) for kind in dict.fromkeys(types)}
+        hidden_states = inputs_embeds
+        rotary = self.rotary_emb(hidden_states, position_ids=position_ids)
+        for kind, layer in zip(types, self.layers, strict=True):
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=masks[kind],
+                position_embeddings=rotary,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values
+        )
+
+
+class MarForCausalLM(MarPreTrainedModel, LlamaForCausalLM):
+    """The language model: calls, `generate`, `save_pretrained` and the rest are LlamaForCausalLM's."""
+
+    def __init__(self, config: MarConfig) -> None:
+        LlamaPreTrainedModel.__init__(self, config)
+        self.model = MarModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def mixer(self, layer: int) -> MarMixer:
+        """The state space layer of a layer.
+
+        Raises:
+            InputError: it has none.
+        """
+        if layer not in self.config.ssm_layers:
+            raise InputError(f"layer {layer} is no state space layer; those are {self.config.ssm_layers}")
+        found = self.model.layers[layer].self_attn
+        assert isinstance(found, MarMixer)
+        return found
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *rest: Any
+    ) -> None:
+        """A `MarCache` where none was given and no other kind was asked for."""
+        plain = generation_config.cache_implementation in (None, "dynamic")
+        stateful = len(self.config.ssm_layers) == self.config.num_hidden_layers  # static as it is
+        wanted = generation_config.use_cache is not False and (plain or stateful)
+        if wanted and model_kwargs.get("past_key_values") is None:
+            model_kwargs["past_key_values"] = MarCache(self.config)
+            return
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *rest)
+
+
+AutoModelForCausalLM.register(MarConfig, MarForCausalLM, exist_ok=True)

@@ -159,11 +159,7 @@ def train_stream(
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = _optimizer(parameters, config.learning_rate, config.weight_decay)
 
-    def pace(update: int) -> float:
-        rise = min(1.0, (update + 1) / config.warmup)
-        return rise * (1 + math.cos(math.pi * update / config.updates)) / 2
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, pace)
+    schedule = warmup_cosine(optimizer, config.warmup, config.updates)
     history = History()
     last_good = [p.detach().clone() for p in parameters]
     network.train()
@@ -188,6 +184,18 @@ def train_stream(
     finally:
         network.eval()
     return history
+
+
+def warmup_cosine(
+    optimizer: torch.optim.Optimizer, warmup: int, updates: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The rate rises linearly over `warmup` updates, under a cosine that ends at 0 after `updates`."""
+
+    def pace(update: int) -> float:
+        rise = min(1.0, (update + 1) / warmup)
+        return rise * (1 + math.cos(math.pi * update / updates)) / 2
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, pace)
 
 
 def _stream_loss(network: nn.Module, x: Tensor, targets: Tensor) -> Tensor:

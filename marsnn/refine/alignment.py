@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,10 +22,11 @@ from transformers import PreTrainedModel
 
 from marsnn.checks import count, positive
 from marsnn.errors import DivergedError, InputError
-from marsnn.files import PathLike, write_bytes
+from marsnn.files import PathLike, probe, write_bytes
 from marsnn.progress import track
 from marsnn.refine.model import MarForCausalLM, MarMixer
 from marsnn.refine.transfer import fit, relative_error
+from marsnn.training import warmup_cosine
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def align(
         progress: draw a bar on a terminal.
 
     Raises:
-        InputError: too few tokens, a layer that is no state space layer.
+        InputError: too few tokens, a layer that is no state space layer, a teacher of other sizes.
+        FileError: the folder can't be written to, before anything is trained.
         DivergedError: a loss became NaN or infinite; the layers before it stay as they are.
     """
     config = config or AlignConfig()
@@ -90,12 +91,14 @@ def align(
     for layer in layers:
         refined.mixer(layer)  # refuses what is none
     sequences = cut(tokens, config)
-    keys = {layer: _key(refined, teacher, sequences, config, layer) for layer in layers}
+    _check_fits(refined, teacher, sequences)
     found: dict[int, Aligned] = {}
-    for layer in layers:
-        done = None if folder is None else _read(refined, Path(folder), layer, keys[layer])
-        if done is not None:
-            found[layer] = done
+    key = ""
+    if folder is not None:
+        probe(Path(folder) / "layer")
+        key = _key(refined, teacher, sequences, config)
+        read = {layer: _read(refined, Path(folder), layer, key) for layer in layers}
+        found = {layer: done for layer, done in read.items() if done is not None}
     left = [layer for layer in layers if layer not in found]
     size = 4 * sequences.numel() * refined.config.hidden_size  # two tensors of 16 bits
     at_once = max(1, int(config.memory_gib * 2**30 / size))
@@ -108,7 +111,7 @@ def align(
             mixer = refined.mixer(layer)
             found[layer] = _learn(mixer, layer, *taught.pop(layer), config)
             if folder is not None:
-                _write(mixer, Path(folder), found[layer], keys[layer])
+                _write(mixer, Path(folder), found[layer], key)
     return [found[layer] for layer in layers]
 
 
@@ -121,6 +124,21 @@ def cut(tokens: Tensor, config: AlignConfig) -> Tensor:
     if there < 2:
         raise InputError(f"{len(tokens):,} tokens are too few for 2 sequences of {config.length:,}")
     return tokens[: min(wanted, there) * config.length].view(-1, config.length)
+
+
+def _check_fits(refined: MarForCausalLM, teacher: PreTrainedModel, sequences: Tensor) -> None:
+    sizes = [
+        (each.config.num_hidden_layers, each.config.hidden_size, each.config.vocab_size)
+        for each in (refined, teacher)
+    ]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"the teacher has (layers, features, tokens) {sizes[1]}, the refined model {sizes[0]}; pass the "
+            "model that it was converted from"
+        )
+    low, high = sequences.min().item(), sequences.max().item()
+    if low < 0 or high >= sizes[1][2]:
+        raise InputError(f"token ids must be 0 to {sizes[1][2] - 1}, got {low} to {high}")
 
 
 def _held_out(sequences: int, config: AlignConfig) -> int:
@@ -156,64 +174,69 @@ def observed(
 
 
 def _learn(mixer: MarMixer, layer: int, inputs: Tensor, targets: Tensor, config: AlignConfig) -> Aligned:
+    """Fit, then train, in float32; whatever happens, the best so far is left, in the mixer's own dtype."""
     started = time.perf_counter()
     held = _held_out(len(inputs), config)
     own, unseen = (inputs[:-held], targets[:-held]), (inputs[-held:], targets[-held:])
     dtype = mixer.o_proj.weight.dtype
-    mixer.float()  # whatever it is kept in
-    fit(mixer, *own)
-    fitted = relative_error(mixer, *unseen)
-    best = {name: value.clone() for name, value in mixer.state_dict().items()}
-    scale = own[1].float().square().mean().item()
-    wanted = {id(p): p.requires_grad for p in mixer.parameters()}
-    mixer.requires_grad_(True)
-    optimizer = torch.optim.Adam(mixer.parameters(), lr=config.learning_rate, betas=(0.9, 0.95))
-    draw = torch.Generator().manual_seed(config.seed)
-    order = torch.cat([torch.randperm(len(own[0]), generator=draw) for _ in range(config.updates)])
+    wanted = {parameter: parameter.requires_grad for parameter in mixer.parameters()}
+    mixer.float().requires_grad_(True)
+    best = _copied(mixer)
     try:
-        for update in range(config.updates):
-            rise = min(1.0, (update + 1) / config.warmup)
-            fall = (1 + math.cos(math.pi * update / config.updates)) / 2
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * rise * fall
-            row = order[update : update + 1]
-            with torch.enable_grad():
-                loss = (mixer(own[0][row].float())[0] - own[1][row].float()).square().mean() / scale
-            if not bool(torch.isfinite(loss)):
-                raise DivergedError(
-                    f"the loss of layer {layer} became NaN or infinite in update {update + 1}; its fit is "
-                    f"kept. Try a learning_rate below {config.learning_rate:g}"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(mixer.parameters(), 1.0)
-            optimizer.step()
+        fit(mixer, *own)
+        fitted = relative_error(mixer, *unseen)
+        best = _copied(mixer)
+        _train(mixer, layer, *own, config)
         trained = relative_error(mixer, *unseen)
         if trained < fitted:
-            best = mixer.state_dict()
+            best = _copied(mixer)
     finally:
         mixer.load_state_dict(best)
-        for parameter in mixer.parameters():
+        for parameter, before in wanted.items():
             parameter.grad = None
-            parameter.requires_grad_(wanted[id(parameter)])
+            parameter.requires_grad_(before)
         mixer.to(dtype)
     return Aligned(layer, fitted, min(fitted, trained), time.perf_counter() - started)
+
+
+def _copied(mixer: MarMixer) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in mixer.state_dict().items()}
+
+
+def _train(mixer: MarMixer, layer: int, inputs: Tensor, targets: Tensor, config: AlignConfig) -> None:
+    """One sequence an update, all of them in a new order each time."""
+    scale = targets.float().square().mean().item()
+    optimizer = torch.optim.Adam(mixer.parameters(), lr=config.learning_rate, betas=(0.9, 0.95))
+    schedule = warmup_cosine(optimizer, config.warmup, config.updates)
+    draw = torch.Generator().manual_seed(config.seed)
+    passes = -(-config.updates // len(inputs))
+    order = torch.cat([torch.randperm(len(inputs), generator=draw) for _ in range(passes)])
+    for update, row in enumerate(order[: config.updates].tolist()):
+        with torch.enable_grad():
+            found = mixer(inputs[row : row + 1].float())[0]
+            loss = (found - targets[row : row + 1].float()).square().mean() / scale
+        if not bool(torch.isfinite(loss)):
+            raise DivergedError(
+                f"the loss of layer {layer} became NaN or infinite in update {update + 1}; its fit is "
+                f"kept. Try a learning_rate below {config.learning_rate:g}"
+            )
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(mixer.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
 
 
 # ---- what survives a kill -------------------------------------------------------------------------------
 
 
-def _key(
-    refined: MarForCausalLM, teacher: PreTrainedModel, sequences: Tensor, config: AlignConfig, layer: int
-) -> str:
-    """A digest of all that a trained layer follows from."""
+def _key(refined: MarForCausalLM, teacher: PreTrainedModel, sequences: Tensor, config: AlignConfig) -> str:
+    """A digest of all that trained layers follow from."""
     digest = hashlib.sha256()
-    made = [asdict(config), refined.config.mixer, refined.config.mixer_settings, layer]
+    made = [asdict(config), refined.config.mixer, refined.config.mixer_settings, str(refined.dtype)]
     digest.update(json.dumps(made, sort_keys=True).encode())
-    digest.update(sequences.contiguous().numpy().tobytes())
-    attention = teacher.model.layers[layer].self_attn
-    for tensor in [teacher.model.embed_tokens.weight[:64], *attention.parameters()]:
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    for tensor in (sequences, *teacher.parameters()):
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -222,7 +245,6 @@ def _path(folder: Path, layer: int) -> Path:
 
 
 def _write(mixer: MarMixer, folder: Path, done: Aligned, key: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.contiguous() for name, value in mixer.state_dict().items()}
     metadata = {"key": key, "aligned": json.dumps(asdict(done))}
     write_bytes(_path(folder, done.layer), save(tensors, metadata))
@@ -238,8 +260,9 @@ def _read(refined: MarForCausalLM, folder: Path, layer: int, key: str) -> Aligne
             metadata = file.metadata() or {}
             if metadata.get("key") != key:
                 return None
+            done = Aligned(**json.loads(metadata["aligned"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             refined.mixer(layer).load_state_dict(tensors)
-            return Aligned(**json.loads(metadata["aligned"]))
+            return done
     except (SafetensorError, RuntimeError, KeyError, TypeError, ValueError):
         return None

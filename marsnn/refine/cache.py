@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import LinearAttentionLayer
@@ -40,15 +39,7 @@ class StateLayer(LinearAttentionLayer):
 
     def __init__(self, number_of_states: int = 2, **kwargs: Any) -> None:
         super().__init__(number_of_states, **kwargs)
-        self.tokens = 0
-
-    def get_seq_length(self) -> int:
-        """Tokens seen, padding included."""
-        return self.tokens
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of a mask, as an attention layer would have them."""
-        return self.tokens + query_length, 0
+        self.tokens = 0  # seen, padding included
 
     def reset(self) -> None:
         super().reset()
@@ -68,9 +59,6 @@ class StateLayer(LinearAttentionLayer):
         """Those samples."""
         self._each(lambda state: state[indices])
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        self._each(lambda state: state.index_select(0, beam_idx.to(state.device)))
-
 
 class MarCache(DynamicCache):
     """A DynamicCache that knows its length where no layer is attention, too.
@@ -86,16 +74,8 @@ class MarCache(DynamicCache):
             for layer in self.layers
         ]
 
-    def _counts(self, layer_idx: int) -> StateLayer | None:
-        layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
-        return layer if isinstance(layer, StateLayer) else None
-
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        layer = self._counts(layer_idx)
-        return super().get_seq_length(layer_idx) if layer is None else layer.get_seq_length()
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        layer = self._counts(layer_idx)
-        if layer is None:
-            return super().get_mask_sizes(query_length, layer_idx)
-        return layer.get_mask_sizes(query_length)
+        layer = self.layers[layer_idx]
+        if isinstance(layer, StateLayer):
+            return layer.tokens
+        return super().get_seq_length(layer_idx)

@@ -118,7 +118,15 @@ def config_from(source: PreTrainedConfig, ssm_layers: Sequence[int] = (), **chan
         if not 0 <= layer < len(types):
             raise InputError(f"no layer {layer}: the model has 0 to {len(types) - 1}")
         types[layer] = SSM
-    return MarConfig(**{**fields, "layer_types": types, **changes})
+    config = MarConfig(**{**fields, "layer_types": types, **changes})
+    if getattr(source, "ssm_layers", None):
+        for name in ("mixer", "mixer_settings"):
+            if getattr(config, name) != getattr(source, name):
+                raise InputError(
+                    f"{name} can't change: layers {source.ssm_layers} are {source.mixer!r} mixers already; "
+                    "refine the model that they came from"
+                )
+    return config
 
 
 AutoConfig.register("mar", MarConfig, exist_ok=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.masking_utils import (
     create_causal_mask,
@@ -188,7 +189,7 @@ def _stored(state: Any) -> tuple[Tensor, Tensor, Tensor]:
     if isinstance(state, SSDState):
         return state.recent.permute(1, 2, 0), state.memory, state.position.unsqueeze(1)
     modes = state.modes
-    return modes.new_zeros(len(modes), 1, 0), modes, torch.zeros(len(modes), 1, dtype=torch.long)
+    return modes.new_zeros(len(modes), 1, 0), modes, modes.new_zeros(len(modes), 1, dtype=torch.long)
 
 
 def _kind(config: MarConfig, layer: int) -> str:
@@ -216,9 +217,13 @@ class MarMLP(LlamaMLP):
     """Llama's feed-forward net."""
 
     def __init__(self, config: MarConfig) -> None:
-        super().__init__(config)
-        for name in ("gate_proj", "up_proj", "down_proj"):
-            getattr(self, name).__class__ = Linear
+        nn.Module.__init__(self)
+        self.config = config
+        self.hidden_size, self.intermediate_size = config.hidden_size, config.intermediate_size
+        self.gate_proj = Linear(self.hidden_size, self.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = Linear(self.hidden_size, self.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(self.intermediate_size, self.hidden_size, bias=config.mlp_bias)
+        self.act_fn = ACT2FN[config.hidden_act]
 
 
 class MarDecoderLayer(LlamaDecoderLayer):

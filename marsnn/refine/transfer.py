@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from marsnn.checks import finite
 from marsnn.errors import InputError, NonFiniteError
 from marsnn.refine.config import config_from
 from marsnn.refine.model import MarForCausalLM, MarMixer
@@ -42,24 +43,20 @@ def convert(model: PreTrainedModel, ssm_layers: Sequence[int], **changes: Any) -
     """
     config = config_from(model.config, ssm_layers, **changes)
     for name, weight in model.named_parameters():
-        if not bool(torch.isfinite(weight).all()):
-            raise NonFiniteError(f"{name} holds NaN or infinite values; the model can't be refined")
+        finite(name, weight)
     dtype = next(model.parameters()).dtype
     refined = MarForCausalLM(config).to(dtype=dtype, device=model.device)
     missing, unexpected = refined.load_state_dict(model.state_dict(), strict=False)
-    new = {f"model.layers.{i}.self_attn." for i in config.ssm_layers}
-    lost = [name for name in unexpected if config.mixer == "ssd" or not name.endswith(_QUERIES_AND_KEYS)]
-    wrong = [name for name in (*missing, *lost) if not name.startswith(tuple(new))]
+    new = sorted(set(config.ssm_layers) - set(getattr(model.config, "ssm_layers", ())))
+    replaced = tuple(f"model.layers.{layer}.self_attn." for layer in new)
+    wrong = [name for name in (*missing, *unexpected) if not name.startswith(replaced)]
     if wrong:
-        raise InputError(f"the model's weights aren't a Llama's: {', '.join(wrong[:3])}")
+        raise InputError(f"these weights of the model don't fit the refined one: {', '.join(wrong[:3])}")
     refined.generation_config = copy.deepcopy(model.generation_config)
     with torch.no_grad():
-        for layer in sorted(set(config.ssm_layers) - set(getattr(model.config, "ssm_layers", ()))):
+        for layer in new:
             start(refined.mixer(layer))
     return refined.eval()
-
-
-_QUERIES_AND_KEYS = ("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias")
 
 
 def start(mixer: MarMixer) -> None:
@@ -83,11 +80,11 @@ def start(mixer: MarMixer) -> None:
                 parameter.mul_(mixer.head_dim**-0.25)
 
 
-def fit(mixer: MarMixer, inputs: Tensor, targets: Tensor, chunk: int = 1) -> None:
+def fit(mixer: MarMixer, inputs: Tensor, targets: Tensor) -> None:
     """Set the output projection to the least-squares solution.
 
     Args:
-        inputs: [B, L, D].   targets: [B, L, D].   chunk: samples at a time.
+        inputs: [B, L, D].   targets: [B, L, D].
 
     Raises:
         NonFiniteError: inputs or targets hold NaN.
@@ -100,7 +97,7 @@ def fit(mixer: MarMixer, inputs: Tensor, targets: Tensor, chunk: int = 1) -> Non
     hook = mixer.o_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
         with torch.no_grad():
-            for x, y in zip(inputs.split(chunk), targets.split(chunk), strict=True):
+            for x, y in zip(inputs.split(1), targets.split(1), strict=True):
                 mixer(x.to(weight.dtype))
                 features = seen.pop().transpose(0, 1).flatten(0, 1).double()  # [tokens, F]
                 features = torch.cat([features, torch.ones_like(features[:, :1])], 1)

@@ -1,15 +1,17 @@
 """Golden: what a converted layer starts as. Reference: the fit against lstsq. Unit: training, resuming."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from marsnn.errors import DivergedError, InputError, NonFiniteError
-from marsnn.refine import AlignConfig, align, convert
+from marsnn.errors import DivergedError, FileError, InputError, NonFiniteError
+from marsnn.refine import AlignConfig, align, alignment, convert
 from marsnn.refine.alignment import cut, observed
 from marsnn.refine.transfer import fit, relative_error
-from tests.refine.models import some_tokens, teacher
+from tests.refine.models import SIZES, some_tokens, teacher
 
 CONFIG = AlignConfig(updates=30, length=16, sequences=6, held_out=2, warmup=5)
 TOKENS = some_tokens(1, 8 * 16)[0]
@@ -94,8 +96,6 @@ def test_groups_and_whole_give_the_same():
 
 
 def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
-    from marsnn.refine import alignment
-
     whole = convert(teacher(), (0, 1, 2))
     wanted = align(whole, teacher(), TOKENS, CONFIG)
     learn, learnt, killed = alignment._learn, [], []
@@ -154,10 +154,53 @@ def test_what_can_not_be_aligned_is_refused():
 
 
 def test_weights_with_nan_are_refused_by_name():
-    import copy
-
     broken = copy.deepcopy(teacher())
     with torch.no_grad():
         broken.model.layers[2].mlp.up_proj.weight[0, 0] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"model.layers.2.mlp.up_proj.weight holds NaN"):
+    with pytest.raises(
+        NonFiniteError, match=r"model.layers.2.mlp.up_proj.weight holds 1 NaN or infinite values of 960"
+    ):
         convert(broken, (1,))
+
+
+def test_a_teacher_or_tokens_of_another_size_are_refused():
+    model = convert(teacher(), (1,))
+    other = LlamaForCausalLM(LlamaConfig(**{**SIZES, "num_hidden_layers": 2}))
+    with pytest.raises(InputError, match=r"the teacher has \(layers, features, tokens\) \(2, 24, 61\)"):
+        align(model, other, TOKENS, CONFIG)
+    with pytest.raises(InputError, match="token ids must be 0 to 60, got 2 to 61"):
+        align(model, teacher(), torch.cat([TOKENS[:-1], torch.tensor([61])]), CONFIG)
+
+
+def test_a_folder_that_can_not_be_written_is_refused_before_training(tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    model = convert(teacher(), (1,))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(FileError, match="taken"):
+        align(model, teacher(), TOKENS, CONFIG, folder=tmp_path / "taken")
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_a_layer_taught_by_another_teacher_is_trained_again(tmp_path):
+    align(convert(teacher(), (1,)), teacher(), TOKENS, CONFIG, folder=tmp_path)
+    before = (tmp_path / "layer-001.safetensors").read_bytes()
+    other = copy.deepcopy(teacher())
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight.mul_(1.1)  # neither embedding nor the layer's own attention
+    align(convert(other, (1,)), other, TOKENS, CONFIG, folder=tmp_path)
+    assert (tmp_path / "layer-001.safetensors").read_bytes() != before
+
+
+def test_what_fails_leaves_dtype_and_weights():
+    model, (x, y) = convert(copy.deepcopy(teacher()).bfloat16(), (1,)), taught()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(NonFiniteError, match="can't be fitted"):
+        alignment._learn(model.mixer(1), 1, x, y * torch.nan, CONFIG)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_another_mixer_does_not_drop_trained_layers():
+    model = convert(teacher(), (1,))
+    assert convert(model, (2,)).config.ssm_layers == [1, 2]
+    with pytest.raises(InputError, match=r"mixer can't change: layers \[1\] are 'ssd' mixers already"):
+        convert(model, (), mixer="s4d", mixer_settings=None)

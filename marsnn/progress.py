@@ -18,3 +18,9 @@ def track(items: Sequence[T], what: str, enabled: bool = True) -> Iterator[T]:
     from rich.progress import track as rich_track
 
     yield from rich_track(items, description=what, console=Console(stderr=True), transient=True)
+
+
+def say(message: str, enabled: bool = True) -> None:
+    """A line on standard error about what begins, in logs and pipes too."""
+    if enabled:
+        print(message, file=sys.stderr, flush=True)

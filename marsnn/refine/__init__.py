@@ -12,8 +12,11 @@ except ImportError as error:
 
 from marsnn.refine.alignment import AlignConfig, Aligned, align
 from marsnn.refine.cache import MarCache
+from marsnn.refine.calibration import add_spikes, firing_rates, sparsify
 from marsnn.refine.config import MarConfig
 from marsnn.refine.model import MarForCausalLM, MarModel
+from marsnn.refine.pipeline import RefineConfig, refine
+from marsnn.refine.planner import Plan, plan
 from marsnn.refine.transfer import convert
 
 __all__ = [
@@ -23,6 +26,13 @@ __all__ = [
     "MarConfig",
     "MarForCausalLM",
     "MarModel",
+    "Plan",
+    "RefineConfig",
+    "add_spikes",
     "align",
     "convert",
+    "firing_rates",
+    "plan",
+    "refine",
+    "sparsify",
 ]

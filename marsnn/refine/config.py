@@ -9,6 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 
 from marsnn.errors import InputError
+from marsnn.refine.sparsity import checked_sparsity
 
 SSM, ATTENTION, SLIDING = "linear_attention", "full_attention", "sliding_attention"
 """transformers' own names for the types of layers."""
@@ -23,6 +24,13 @@ MIXER_DEFAULTS: dict[str, dict[str, Any]] = {
     "s4d": {"state_size": 32, "init": "lin", "dt_min": 1e-3, "dt_max": 0.5, "gate": True},
 }  # fmt: skip
 
+SITES = ("mixer_in", "mixer_out", "ffn_in", "ffn_out")
+"""Where spikes can stand: before the projections into and out of attention or state space, and of the
+feed-forward net."""
+
+SPIKES = {"neuron": "ATMN", "sites": list(SITES), "per_token": False, "settings": {}}
+"""What `MarConfig.spikes` may say, and what holds where it doesn't."""
+
 
 @strict
 class MarConfig(LlamaConfig):
@@ -35,6 +43,10 @@ class MarConfig(LlamaConfig):
         sliding_window: tokens that a "sliding_attention" sees.
         mixer: what stands in the place of attention: "ssd" (Mamba-2) or "s4d".
         mixer_settings: of `SSDCore` or `S4D`; what isn't named is `MIXER_DEFAULTS`.
+        sparsity: of the feed-forward nets, {"mode": "topk" | "threshold" | "mask", "keep": a share, or one
+            for each layer}; None for dense ones.
+        spikes: {"neuron": a name of `marsnn.neurons`, "settings": its settings, "sites": some of `SITES`,
+            "per_token": whether tokens are scaled before they are encoded}; None for none.
     All else is LlamaConfig's.
     """
 
@@ -45,6 +57,8 @@ class MarConfig(LlamaConfig):
     sliding_window: int | None = None
     mixer: str = "ssd"
     mixer_settings: dict[str, Any] | None = None
+    sparsity: dict[str, Any] | None = None
+    spikes: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.layer_types is None:
@@ -67,6 +81,8 @@ class MarConfig(LlamaConfig):
             )
         if SLIDING in self.layer_types and self.sliding_window is None:
             raise InputError(f"a layer is {SLIDING!r}, so sliding_window must be a number of tokens")
+        self.sparsity = checked_sparsity(self.sparsity, self.num_hidden_layers)
+        self.spikes = checked_spikes(self.spikes)
         super().__post_init__(**kwargs)
 
     @property
@@ -78,6 +94,23 @@ class MarConfig(LlamaConfig):
     def ssm_layers(self) -> list[int]:
         """Which layers are state space layers."""
         return [i for i, kind in enumerate(self.layer_types or []) if kind == SSM]
+
+
+def checked_spikes(settings: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Spikes' settings with what wasn't said.
+
+    Raises:
+        InputError: a setting or a site that there isn't.
+    """
+    if settings is None:
+        return None
+    unknown = sorted(set(settings) - set(SPIKES))
+    if unknown:
+        raise InputError(f"spikes have no setting {unknown[0]!r}; known: {', '.join(SPIKES)}")
+    strange = sorted(set(settings.get("sites", SITES)) - set(SITES))
+    if strange:
+        raise InputError(f"spikes stand at {', '.join(SITES)}; there is no site {strange[0]!r}")
+    return {**SPIKES, **settings}
 
 
 def _biases(config: PreTrainedConfig) -> dict[str, bool]:

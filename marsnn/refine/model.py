@@ -41,6 +41,8 @@ from marsnn.errors import InputError
 from marsnn.linear import Linear
 from marsnn.refine.cache import MarCache, remember, remembered
 from marsnn.refine.config import ATTENTION, SLIDING, SSM, MarConfig
+from marsnn.refine.sparsity import MaskedLinear, Sparsifier
+from marsnn.spiking import SpikingInput
 from marsnn.ssm import S4D, S4DState, SSDCore, SSDState
 from marsnn.ssm.gate import gated
 
@@ -52,7 +54,10 @@ MASKS = {
 
 
 class MarAttention(LlamaAttention):
-    """Llama's attention, with biases and a window of its own."""
+    """Llama's attention, with biases and a window of its own, and spikes where the configuration has them."""
+
+    mixer_in: SpikingInput | None
+    mixer_out: SpikingInput | None
 
     def __init__(self, config: MarConfig, layer_idx: int) -> None:
         nn.Module.__init__(self)
@@ -76,10 +81,8 @@ class MarAttention(LlamaAttention):
         """[B, L, D] to [B, L, D] and, where the implementation gives them, the weights."""
         assert position_embeddings is not None
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
-        q, k, v = (
-            project(hidden_states).view(shape).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        projected = _through(self.mixer_in, hidden_states, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (each.view(shape).transpose(1, 2) for each in projected)
         q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
@@ -91,7 +94,8 @@ class MarAttention(LlamaAttention):
             self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling,
             sliding_window=self.sliding_window, **kwargs,
         )  # fmt: skip
-        return self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1)), weights
+        mixed = mixed.reshape(*hidden_states.shape[:-1], -1)
+        return _through(self.mixer_out, mixed, self.o_proj)[0], weights
 
 
 class MarMixer(nn.Module):
@@ -105,6 +109,8 @@ class MarMixer(nn.Module):
     k_proj: Linear
     v_proj: Linear
     o_proj: Linear
+    mixer_in: SpikingInput | None
+    mixer_out: SpikingInput | None
 
     def __init__(self, config: MarConfig, layer_idx: int) -> None:
         super().__init__()
@@ -144,12 +150,14 @@ class MarMixer(nn.Module):
             y, state = self._s4d(self.core, x, state, mask, past_key_values is not None)
         if past_key_values is not None:
             remember(past_key_values, self.layer_idx, *_stored(state), tokens=len(x))
-        return self.o_proj(y).transpose(0, 1), None
+        return _through(self.mixer_out, y, self.o_proj)[0].transpose(0, 1), None
 
     def _ssd(self, core: SSDCore, x: Tensor, state: Any, mask: Tensor | None) -> tuple[Tensor, SSDState]:
-        queries, keys, values = self.q_proj(x), self._shared(self.k_proj(x)), self._shared(self.v_proj(x))
-        gate = [] if self.z_proj is None else [self.z_proj(x)]
-        inputs = torch.cat([*gate, values, keys, queries, self.a_proj(x)], -1)
+        gates = [] if self.z_proj is None else [self.z_proj]
+        values, keys, queries, forgetting, *gate = _through(
+            self.mixer_in, x, self.v_proj, self.k_proj, self.q_proj, self.a_proj, *gates
+        )
+        inputs = torch.cat([*gate, self._shared(values), self._shared(keys), queries, forgetting], -1)
         if len(x) == 1 and mask is None:
             y, state = core.step(inputs[0], state)
             return y.unsqueeze(0), state
@@ -158,14 +166,16 @@ class MarMixer(nn.Module):
     def _s4d(
         self, core: S4D, x: Tensor, state: Any, mask: Tensor | None, final: bool
     ) -> tuple[Tensor, S4DState | None]:
-        values = self._shared(self.v_proj(x))
+        gates = [] if self.z_proj is None else [self.z_proj]
+        values, *gate = _through(self.mixer_in, x, self.v_proj, *gates)
+        values = self._shared(values)
         if mask is not None:
             if state is not None or not bool((mask[1:] >= mask[:-1]).all()):
                 raise InputError("an s4d mixer takes padding in front of the first tokens only; pad left")
             values = values * mask.unsqueeze(-1)  # what precedes the first token leaves no trace
         y, state = core(values, state, final_state=final)
-        if self.z_proj is not None and self.gate_bias is not None:
-            y = gated(y, self.z_proj(x), self.gate_bias)
+        if self.gate_bias is not None:
+            y = gated(y, gate[0], self.gate_bias)
         return y, state
 
     def _shared(self, values: Tensor) -> Tensor:
@@ -203,7 +213,7 @@ def _widths(config: MarConfig) -> tuple[int, int, int]:
     return heads, kv_heads, config.head_dim or config.hidden_size // heads
 
 
-def _add_projections(module: nn.Module, config: MarConfig, queries: bool = True) -> None:
+def _add_projections(module: MarAttention | MarMixer, config: MarConfig, queries: bool = True) -> None:
     heads, kv_heads, width = _widths(config)
     D, bias = config.hidden_size, config.attention_bias
     if queries:
@@ -211,12 +221,27 @@ def _add_projections(module: nn.Module, config: MarConfig, queries: bool = True)
         module.k_proj = Linear(D, kv_heads * width, bias=bias)
     module.v_proj = Linear(D, kv_heads * width, bias=bias)
     module.o_proj = Linear(heads * width, D, bias=bool(config.output_bias))
+    module.mixer_in = _spiking(config, "mixer_in", D)
+    module.mixer_out = _spiking(config, "mixer_out", heads * width)
+
+
+def _spiking(config: MarConfig, site: str, features: int) -> SpikingInput | None:
+    """The spikes of a site, None where there are none."""
+    if config.spikes is None or site not in config.spikes["sites"]:
+        return None
+    spikes = config.spikes
+    return SpikingInput(features, spikes["neuron"], spikes["per_token"], **spikes["settings"])
+
+
+def _through(spiking: SpikingInput | None, x: Tensor, *maps: nn.Linear) -> tuple[Tensor, ...]:
+    """Every map of x, by spikes where the site has them."""
+    return tuple(each(x) for each in maps) if spiking is None else spiking(x, *maps)
 
 
 class MarMLP(LlamaMLP):
-    """Llama's feed-forward net."""
+    """Llama's feed-forward net, sparse and spiking where the configuration says so."""
 
-    def __init__(self, config: MarConfig) -> None:
+    def __init__(self, config: MarConfig, layer_idx: int) -> None:
         nn.Module.__init__(self)
         self.config = config
         self.hidden_size, self.intermediate_size = config.hidden_size, config.intermediate_size
@@ -224,19 +249,50 @@ class MarMLP(LlamaMLP):
         self.up_proj = Linear(self.hidden_size, self.intermediate_size, bias=config.mlp_bias)
         self.down_proj = Linear(self.intermediate_size, self.hidden_size, bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
+        self.sparsifier: Sparsifier | None = None
+        if config.sparsity is not None:
+            mode, keep = config.sparsity["mode"], config.sparsity["keep"][layer_idx]
+            if mode == "mask":
+                self.down_proj = MaskedLinear(
+                    self.intermediate_size, self.hidden_size, bias=config.mlp_bias, keep=keep
+                )
+            else:
+                self.sparsifier = Sparsifier(self.intermediate_size, mode, keep)
+        self.ffn_in = _spiking(config, "ffn_in", self.hidden_size)
+        self.ffn_out = _spiking(config, "ffn_out", self.intermediate_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[*, D] to [*, D]."""
+        gate, up = _through(self.ffn_in, x, self.gate_proj, self.up_proj)
+        inner = self.act_fn(gate) * up
+        if self.sparsifier is not None:
+            inner = self.sparsifier(inner)
+        return _through(self.ffn_out, inner, self.down_proj)[0]
 
 
 class MarDecoderLayer(LlamaDecoderLayer):
     """Attention or a state space layer, and the feed-forward net."""
+
+    self_attn: MarAttention | MarMixer  # type: ignore[assignment]
+    mlp: MarMLP  # type: ignore[assignment]
 
     def __init__(self, config: MarConfig, layer_idx: int) -> None:
         GradientCheckpointingLayer.__init__(self)
         self.hidden_size = config.hidden_size
         kind = MarMixer if _kind(config, layer_idx) == SSM else MarAttention
         self.self_attn = kind(config, layer_idx)
-        self.mlp = MarMLP(config)
+        self.mlp = MarMLP(config, layer_idx)
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+
+def site_of(layer: MarDecoderLayer, site: str) -> tuple[nn.Module, int]:
+    """The module that holds a site's spikes under the site's name, and their number of features."""
+    if site.startswith("mixer"):
+        mixer = layer.self_attn
+        return mixer, mixer.v_proj.in_features if site == "mixer_in" else mixer.o_proj.in_features
+    mlp = layer.mlp
+    return mlp, mlp.up_proj.in_features if site == "ffn_in" else mlp.down_proj.in_features
 
 
 class MarPreTrainedModel(LlamaPreTrainedModel):
@@ -358,6 +414,11 @@ class MarForCausalLM(MarPreTrainedModel, LlamaForCausalLM):
             model_kwargs["past_key_values"] = MarCache(self.config)
             return
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *rest)
+
+
+def layers_of(model: MarForCausalLM) -> list[MarDecoderLayer]:
+    """The layers, as what they are."""
+    return list(model.model.layers)  # type: ignore[arg-type]
 
 
 AutoModelForCausalLM.register(MarConfig, MarForCausalLM, exist_ok=True)

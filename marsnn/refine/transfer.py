@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from marsnn.checks import finite
 from marsnn.errors import InputError, NonFiniteError
 from marsnn.refine.config import config_from
-from marsnn.refine.model import MarForCausalLM, MarMixer
+from marsnn.refine.model import MarForCausalLM, MarMixer, layers_of
 from marsnn.ssm import SSDCore
 
 OPEN = 1.2784645427610738
@@ -57,6 +57,17 @@ def convert(model: PreTrainedModel, ssm_layers: Sequence[int], **changes: Any) -
         for layer in new:
             start(refined.mixer(layer))
     return refined.eval()
+
+
+def mixer_for(model: MarForCausalLM, layer: int, **changes: Any) -> MarMixer:
+    """An untrained state space layer with the weights of a layer's attention; the model is left as it is."""
+    config = config_from(model.config, [layer], **changes)
+    attention = layers_of(model)[layer].self_attn
+    mixer = MarMixer(config, layer).to(dtype=model.dtype, device=model.device)
+    mixer.load_state_dict(attention.state_dict(), strict=False)
+    with torch.no_grad():
+        start(mixer)
+    return mixer.eval()
 
 
 def start(mixer: MarMixer) -> None:

@@ -1,0 +1,131 @@
+"""Operations of one token, from a configuration alone: for plans, and for models too large to run here.
+
+What a projection multiplies follows from its shape, what attention reads from the context, what spikes add
+from their rate. `marsnn.energy.count` counts the same on a model that runs; the tests compare the two.
+Norms, activations, softmax and RoPE are left out: below a hundredth of the whole at Llama's sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from marsnn.energy import OperationCounts, load_table
+from marsnn.refine.config import SLIDING, SSM, MarConfig
+
+RATES = {4: 0.39, 6: 0.37}
+"""Spikes per neuron and step of ATMN by T, tau = 1/2, fires at V / 2, as measured on SmolLM2-135M."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear map of one layer."""
+
+    name: str
+    site: str | None
+    inputs: int
+    outputs: int
+
+
+def projections(config: MarConfig, kind: str) -> list[Projection]:
+    """The linear maps of a layer whose mixer is of that kind."""
+    D, F = config.hidden_size, config.intermediate_size
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
+    width = config.head_dim or D // heads
+    H, KV = heads * width, kv_heads * width
+    settings = config.mixer_settings or {}
+    found = []
+    if kind != SSM or config.mixer == "ssd":
+        found += [Projection("q_proj", "mixer_in", D, H), Projection("k_proj", "mixer_in", D, KV)]
+    found += [Projection("v_proj", "mixer_in", D, KV), Projection("o_proj", "mixer_out", H, D)]
+    if kind == SSM and settings.get("gate"):
+        found.append(Projection("z_proj", "mixer_in", D, H))
+    if kind == SSM and config.mixer == "ssd":
+        found.append(Projection("a_proj", "mixer_in", D, heads))
+    return [
+        *found, Projection("gate_proj", "ffn_in", D, F), Projection("up_proj", "ffn_in", D, F),
+        Projection("down_proj", "ffn_out", F, D),
+    ]  # fmt: skip
+
+
+def token_counts(
+    config: MarConfig,
+    context: int,
+    rates: Mapping[str, float] | float | None = None,
+    steps: int | None = None,
+) -> OperationCounts:
+    """Operations of the token that follows `context - 1` others, by layer and projection.
+
+    Args:
+        config: with its SSM layers, sparsity and spikes.
+        context: tokens that attention sees, this one included.
+        rates: spikes per neuron and step, of all sites or by site; needed where the configuration spikes.
+        steps: T; the spikes' own setting by default.
+    """
+    counts = OperationCounts(tokens=1)
+    heads = config.num_attention_heads
+    width = config.head_dim or config.hidden_size // heads
+    spikes = config.spikes
+    settings = config.mixer_settings or {}
+    if spikes is not None:
+        counts.steps = int(steps or spikes["settings"].get("steps", 4))
+    for index, kind in enumerate(config.layer_types or []):
+        for each in projections(config, kind):
+            layer = counts.layer(f"model.layers.{index}.{each.name}")
+            dense = each.inputs * each.outputs
+            layer.baseline_mac = dense
+            keep = 1.0
+            if config.sparsity is not None and each.name == "down_proj":
+                keep = config.sparsity["keep"][index]
+            if spikes is not None and each.site in spikes["sites"]:
+                rate = rates[each.site] if isinstance(rates, Mapping) else rates  # type: ignore[index]
+                assert rate is not None
+                layer.ac = round(dense * rate * counts.steps)
+                layer.dense_ac = dense * counts.steps
+            else:
+                layer.mac = round(dense * keep)
+                layer.dense_mac = dense
+        mixing = counts.layer(f"model.layers.{index}.mixing")
+        if kind == SSM:
+            if config.mixer == "ssd":  # S' = decay S + b x^T, y = S'^T c
+                mixing.mul = mixing.mac = heads * width * width
+                mixing.mac += mixing.mul
+                mixing.mul += heads * width * (2 + int(settings.get("conv_size", 1)))
+            else:
+                mixing.mul = 8 * heads * width * int(settings["state_size"]) // 2
+                mixing.add = 6 * heads * width * int(settings["state_size"]) // 2
+        else:
+            seen = context if kind != SLIDING else min(context, config.sliding_window or context)
+            mixing.mac = mixing.dense_mac = 2 * heads * width * seen
+        mixing.baseline_mac = mixing.mac if kind != SSM else 0
+    head = counts.layer("lm_head")
+    head.mac = head.dense_mac = head.baseline_mac = config.hidden_size * config.vocab_size
+    return counts
+
+
+def budget_ratio(
+    config: MarConfig,
+    ssm_layers: Sequence[int],
+    sparsity: Mapping[str, Any] | None,
+    spikes: Mapping[str, Any] | None,
+    context: int,
+) -> float:
+    """Energy of a refined model in that of the dense one, at 45 nm and fp32."""
+    kinds = [SSM if layer in ssm_layers else kind for layer, kind in enumerate(config.layer_types or [])]
+    keep = None
+    if sparsity is not None:
+        keep = {**sparsity, "keep": sparsity.get("keep", 1.0)}
+    refined = MarConfig(
+        **{
+            **config.to_dict(),
+            "layer_types": kinds,
+            "sparsity": keep,
+            "spikes": dict(spikes) if spikes else None,
+        }
+    )
+    steps = int((spikes or {}).get("settings", {}).get("steps", 4))
+    rate = RATES.get(steps, 0.4)
+    table = load_table("45nm-fp32")
+    dense = table.spiking_pj(token_counts(config, context, rate).total)
+    return table.spiking_pj(token_counts(refined, context, rate).total) / dense

@@ -22,7 +22,7 @@ from marsnn import neurons
 from marsnn.checks import count, finite
 from marsnn.errors import InputError, ShapeError
 
-FACTORS = tuple(2 ** (step / 4) for step in range(-20, 3))
+FACTORS = tuple(2 ** (step / 4) for step in range(-10, 4))
 """Thresholds that `calibrate` tries, in units of a channel's largest value."""
 
 POWER = 3

@@ -28,7 +28,7 @@ from marsnn.refine.sparsity import (
 from marsnn.refine.suffix import Suffix, replaced
 from marsnn.spiking import SpikingInput
 
-ROWS = 4096
+ROWS = 16384
 """Tokens of a site, at most, that are looked at."""
 
 GAUGED = 512

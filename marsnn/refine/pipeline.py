@@ -28,14 +28,14 @@ class RefineConfig:
     Attributes:
         tokens: ids of running text [number]; None for those that the plan was made from.
         align: how state space layers learn.
-        calibration: tokens for sparsity and spikes, in sequences of at most 256.
+        calibration: tokens for sparsity and spikes, in sequences of at most 1,024.
         folder: where finished layers are kept, so that an interrupted run goes on; None for nowhere.
         progress: say what is being done.
     """
 
     tokens: Tensor | None = None
     align: AlignConfig = field(default_factory=AlignConfig)
-    calibration: int = 4096
+    calibration: int = 8192
     folder: PathLike | None = None
     progress: bool = False
 
@@ -94,8 +94,8 @@ def refine(model: PreTrainedModel, plan: Plan, config: RefineConfig | None = Non
     return refined
 
 
-def calibration(tokens: Tensor, number: int, length: int = 256) -> Tensor:
-    """Sequences [B, L] of the first tokens [number]: many beginnings, where activations are largest."""
+def calibration(tokens: Tensor, number: int, length: int = 1024) -> Tensor:
+    """Sequences [B, L] of the first tokens [number]."""
     length = min(length, len(tokens))
     rows = max(1, min(number, len(tokens)) // length)
     return tokens[: rows * length].view(rows, length)

@@ -1,0 +1,120 @@
+"""A model's folder, as Hugging Face writes it, and its tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from marsnn.errors import FileError, InputError
+from marsnn.refine.config import SOURCES
+from marsnn.refine.texts import read_text
+
+
+def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model in a folder, in evaluation mode; weights from safetensors only, code from nowhere.
+
+    Raises:
+        FileError: it is no folder of a model, or its weights are missing or damaged.
+        InputError: its layers are not Llama's.
+    """
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise FileError(f"{path}: not a model's folder (no config.json); save_pretrained() writes one")
+    if not any(path.glob("*.safetensors")):
+        raise FileError(f"{path}: no weights in safetensors; save the model with save_pretrained()")
+    with _quietly():
+        try:
+            config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FileError(f"{path}/config.json: {_first_line(error)}") from error
+        if config.model_type not in SOURCES:
+            raise InputError(
+                f"{path}: a {config.model_type!r} model; those that can be refined are {', '.join(SOURCES)}"
+            )
+        _enough_memory(path)
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
+                output_loading_info=True,
+            )  # fmt: skip
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise FileError(f"{path}: its weights can't be read: {_first_line(error)}") from error
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise FileError(f"{path}: {len(missing)} weights are missing, such as {missing[0]}; save it again")
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """The tokenizer beside a model.
+
+    Raises:
+        FileError: there is none, or it can't be read.
+    """
+    path = Path(folder)
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise FileError(f"{path}: no tokenizer (tokenizer.json); save it beside the model")
+    with _quietly():
+        try:
+            return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # tokenizers raises bare Exceptions
+            raise FileError(f"{path}: its tokenizer can't be read: {_first_line(error)}") from error
+
+
+def encoded(tokenizer: Any, source: str, most: int | None = None) -> Tensor:
+    """Ids [number] of a text of `read_text`, at most so many.
+
+    Raises:
+        InputError: the text is empty.
+    """
+    text = read_text(source)
+    if most is not None:
+        text = text[: 8 * most]  # no tokenizer's tokens are longer, on average
+    with _quietly():
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]
+    if not len(ids):
+        raise InputError(f"the text {source!r} holds no tokens")
+    return ids if most is None else ids[:most]
+
+
+def _enough_memory(path: Path) -> None:
+    """Refuse what can't fit: the weights twice in float32, which refining needs at least."""
+    stored = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    try:
+        there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return
+    if 2 * stored > there:
+        raise InputError(
+            f"{path}: weights of {stored / 2**30:.1f} GiB need more than this machine's memory of "
+            f"{there / 2**30:.1f} GiB; use a larger machine"
+        )
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' bars and notes."""
+    from transformers.utils import logging as theirs
+
+    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity(logging.ERROR)
+    theirs.disable_progress_bar()
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
+        if bars:
+            theirs.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]

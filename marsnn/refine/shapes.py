@@ -129,3 +129,24 @@ def budget_ratio(
     table = load_table("45nm-fp32")
     dense = table.spiking_pj(token_counts(config, context, rate).total)
     return table.spiking_pj(token_counts(refined, context, rate).total) / dense
+
+
+def token_bytes(config: MarConfig, context: int, size: int = 4) -> int:
+    """Bytes of weights and of memory of earlier tokens that one token reads, values of `size` bytes."""
+    heads = config.num_attention_heads
+    kv_heads = config.num_key_value_heads or heads
+    width = config.head_dim or config.hidden_size // heads
+    total = config.hidden_size * config.vocab_size
+    for index, kind in enumerate(config.layer_types or []):
+        for each in projections(config, kind):
+            keep = 1.0
+            if config.sparsity is not None and each.name == "down_proj":
+                keep = config.sparsity["keep"][index]
+            total += round(each.inputs * each.outputs * keep)
+        if kind != SSM:
+            total += 2 * kv_heads * width * min(context, config.sliding_window or context)
+        elif config.mixer == "ssd":
+            total += 2 * heads * width * width  # read and written
+        else:
+            total += 2 * heads * width * int((config.mixer_settings or {})["state_size"])
+    return total * size

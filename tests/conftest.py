@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from marsnn.cli import main
 from marsnn.errors import LavaError
 from marsnn.hardware import find_python
 
@@ -28,3 +29,16 @@ def lava_python():
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def call(capsys):
+    """Run a verb; give its exit code, standard output and standard error."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            main.run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return run

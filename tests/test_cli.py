@@ -21,7 +21,9 @@ from marsnn.neurons import ATMN
 from marsnn.record import Recording
 from marsnn.tidy import read_table
 
-VERBS = ("demo", "simulate", "energy", "export", "verify", "bench", "ablate")
+VERBS = (
+    "demo", "simulate", "energy", "export", "verify", "bench", "ablate", "refine", "evaluate", "generate",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +31,6 @@ def network_file(tmp_path_factory):
     torch.manual_seed(0)
     net = Network([nn.Linear(64, 12), ATMN(12, threshold=0.3), nn.Linear(12, 10)])
     return save_network(net, tmp_path_factory.mktemp("cli") / "net.safetensors")
-
-
-@pytest.fixture
-def call(capsys):
-    """Run a verb; give its exit code, standard output and standard error."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as stop:
-            main.run([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -1,4 +1,4 @@
-"""marsnn on the command line: demo, simulate, energy, export, verify, bench, ablate.
+"""marsnn on the command line: what a user types, turned into calls of the package.
 
 Exit codes: 0 done, 1 a check failed, 2 bad input, with one line on standard error that says what to do.
 Heavy imports happen inside the verbs, so that `--help` and `verify` never load torch.
@@ -17,7 +17,8 @@ import typer
 from marsnn.cli.ablate import EXAMPLE, ablate
 from marsnn.cli.bench import bench
 from marsnn.cli.options import Json, Seed, print_json
-from marsnn.errors import MarsnnError
+from marsnn.cli.refine import EVALUATE, GENERATE, REFINE, evaluate, generate, refine, shape_energy
+from marsnn.errors import InputError, MarsnnError
 
 app = typer.Typer(
     add_completion=False,
@@ -114,18 +115,46 @@ def simulate(
             print(f"{key}: {result[key]}")
 
 
-@app.command(epilog="Example:  marsnn energy marsnn-demo/atmn.safetensors -i digits")
+@app.command(
+    epilog="Example:  marsnn energy marsnn-demo/atmn.safetensors -i digits, or for a language model of any "
+    "size  marsnn energy --shape llama-7b --ssm all --keep 0.4 --steps 6"
+)
 def energy(
-    network: NetworkFile,
-    source: Input,
+    network: Annotated[
+        Path | None,
+        typer.Argument(
+            help="a network saved by marsnn (.safetensors)", metavar="[NETWORK]", show_default=False
+        ),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--input", "-i", help='"digits", "digits-rows", or a .npy file with x [L, B, D]'),
+    ] = None,
     samples: Samples = 0,
     table: Annotated[
         list[str] | None, typer.Option(help="a further table: a shipped name or a .toml file; repeatable")
     ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="instead: a language model's config.json or folder, llama-7b or llama-13b"),
+    ] = None,
+    ssm: Annotated[str, typer.Option(help="of a shape: attentions that become SSMs: 8, 50%, all")] = "all",
+    keep: Annotated[float, typer.Option(help="of a shape: share of activations kept")] = 0.4,
+    steps: Annotated[int, typer.Option(help="of a shape: T of ATMN", min=1)] = 6,
+    rate: Annotated[
+        float | None, typer.Option(help="of a shape: spikes per neuron and step; without it as measured")
+    ] = None,
+    contexts: Annotated[str, typer.Option(help="of a shape: contexts, by commas")] = "256,1024,4096",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Count operations and price them by named tables."""
+    if shape is not None:
+        if network is not None or source is not None:
+            raise InputError("--shape counts from a configuration alone; leave NETWORK and --input out")
+        return shape_energy(shape, ssm, keep, steps, rate, contexts, as_json)
+    if network is None or source is None:
+        raise InputError("say a NETWORK and its --input, or --shape for a language model's configuration")
     from marsnn.cli.inputs import load_input, seeded
     from marsnn.energy import EnergyReport, count
     from marsnn.energy.report import DEFAULT_TABLES
@@ -195,6 +224,8 @@ def verify(
 
 app.add_typer(bench, name="bench")
 app.command(epilog=f"Example:  {EXAMPLE}")(ablate)
+for verb, example in ((refine, REFINE), (evaluate, EVALUATE), (generate, GENERATE)):
+    app.command(epilog=f"Example:  {example}")(verb)
 
 
 @app.callback(invoke_without_command=True)

@@ -14,3 +14,17 @@ Seed = Annotated[int, typer.Option(help="seed of everything random", min=0)]
 def print_json(value: Any) -> None:
     """One JSON object on standard output."""
     print(json.dumps(value, indent=1, allow_nan=False))
+
+
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers by commas.
+
+    Raises:
+        InputError: something else stands there.
+    """
+    from marsnn.errors import InputError
+
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise InputError(f"{option} takes whole numbers by commas, such as 3,4,7; got {text!r}") from None

@@ -10,14 +10,20 @@ from marsnn.plots.energy import energy_bars
 from marsnn.plots.lengths import over_length
 from marsnn.plots.membranes import traces
 from marsnn.plots.rates import firing_rates
+from marsnn.plots.refinement import energy_curves, layer_curves, plan_bars, quality_bars, rate_map
 from marsnn.plots.speed import speed_bars, speed_scaling
 
 __all__ = [
     "accuracy_energy",
     "energy_bars",
+    "energy_curves",
     "firing_rates",
+    "layer_curves",
     "over_length",
+    "plan_bars",
+    "quality_bars",
     "raster",
+    "rate_map",
     "speed_bars",
     "speed_scaling",
     "traces",

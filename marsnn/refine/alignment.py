@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from marsnn.checks import count, positive
 from marsnn.errors import DivergedError, InputError
 from marsnn.files import PathLike, probe, write_bytes
-from marsnn.progress import track
+from marsnn.progress import duration, say
 from marsnn.refine.model import MarForCausalLM, MarMixer
 from marsnn.refine.transfer import fit, relative_error
 from marsnn.training import warmup_cosine
@@ -79,7 +79,7 @@ def align(
         layers: which; None for every state space layer.
         folder: where each layer is written when it is done; a layer that stands there already, of the same
             teacher, tokens and settings, is read instead of trained.
-        progress: draw a bar on a terminal.
+        progress: say when a layer is done, and how long the others will take.
 
     Raises:
         InputError: too few tokens, a layer that is no state space layer, a teacher of other sizes.
@@ -100,18 +100,21 @@ def align(
         read = {layer: _read(refined, Path(folder), layer, key) for layer in layers}
         found = {layer: done for layer, done in read.items() if done is not None}
     left = [layer for layer in layers if layer not in found]
-    size = 4 * sequences.numel() * refined.config.hidden_size  # two tensors of 16 bits
-    at_once = max(1, int(config.memory_gib * 2**30 / size))
-    bar = track(left, "state space layers learn from attentions", progress)
-    for start in range(0, len(left), at_once):
-        group = left[start : start + at_once]
-        taught = observed(teacher, sequences, group)
-        for layer in group:
-            next(bar)
-            mixer = refined.mixer(layer)
-            found[layer] = _learn(mixer, layer, *taught.pop(layer), config)
-            if folder is not None:
-                _write(mixer, Path(folder), found[layer], key)
+    if len(left) < len(layers):
+        say(f"  {len(layers) - len(left)} of {len(layers)} layers stand in {folder}", progress)
+    started = time.perf_counter()
+    taught = observed_in_groups(teacher, sequences, left, config.memory_gib)
+    for number, (layer, seen) in enumerate(zip(left, taught, strict=True), 1):
+        mixer = refined.mixer(layer)
+        found[layer] = done = _learn(mixer, layer, *seen, config)
+        if folder is not None:
+            _write(mixer, Path(folder), done, key)
+        left_s = (time.perf_counter() - started) / number * (len(left) - number)
+        say(
+            f"  layer {layer}: error {done.fitted:.3f} by the fit, {done.trained:.3f} trained, "
+            f"{done.seconds:.0f} s ({number} of {len(left)}, about {duration(left_s)} left)",
+            progress,
+        )
     return [found[layer] for layer in layers]
 
 
@@ -171,6 +174,19 @@ def observed(
         for handle in hooks:
             handle.remove()
     return {layer: (torch.cat(into[layer]), torch.cat(out[layer])) for layer in layers}
+
+
+def observed_in_groups(
+    teacher: PreTrainedModel, sequences: Tensor, layers: Sequence[int], gib: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`observed` of each layer in turn; as many as fit into so much memory share one run of the model."""
+    size = 4 * sequences.numel() * teacher.config.hidden_size  # two tensors of 16 bits
+    at_once = max(1, int(gib * 2**30 / size))
+    for start in range(0, len(layers), at_once):
+        group = layers[start : start + at_once]
+        seen = observed(teacher, sequences, group)
+        for layer in group:
+            yield seen.pop(layer)
 
 
 def _learn(mixer: MarMixer, layer: int, inputs: Tensor, targets: Tensor, config: AlignConfig) -> Aligned:

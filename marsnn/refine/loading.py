@@ -76,9 +76,8 @@ def encoded(tokenizer: Any, source: str, most: int | None = None) -> Tensor:
     Raises:
         InputError: the text is empty.
     """
-    text = read_text(source)
-    if most is not None:
-        text = text[: 8 * most]  # no tokenizer's tokens are longer, on average
+    enough = None if most is None else 8 * most  # no tokenizer's tokens are longer, on average
+    text = read_text(source, enough)[:enough]
     with _quietly():
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]
     if not len(ids):

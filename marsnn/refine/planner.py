@@ -29,7 +29,7 @@ from marsnn.checks import finite
 from marsnn.errors import FileError, InputError
 from marsnn.files import PathLike, json_text, read_json, write_text
 from marsnn.progress import track
-from marsnn.refine.alignment import observed
+from marsnn.refine.alignment import observed_in_groups
 from marsnn.refine.config import SSM, MarConfig, checked_spikes
 from marsnn.refine.model import MarForCausalLM, layers_of
 from marsnn.refine.shapes import budget_ratio
@@ -45,6 +45,8 @@ DEPTH_PRIOR = 0.01
 
 FAR = 64
 FIT_TOKENS, LOSS_TOKENS = 8192, 1024
+FIT_GIB = 1.0
+"""For what goes into and comes out of attentions while state space layers are fitted."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Plan:
             is a mean, dealt out by what it costs each layer.
         spikes: as `MarConfig.spikes`, None for none.
         notes: what the figures were made from.
+        made_by: digest of the settings that a job was started with, None for a plan made by hand.
         tokens: ids [number] it was made from; not in the file.
     """
 
@@ -81,6 +84,7 @@ class Plan:
     sparsity: dict[str, Any] | None = None
     spikes: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    made_by: str | None = None
     tokens: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -141,13 +145,26 @@ class Plan:
         self.sparsity = checked_sparsity(self.sparsity, len(self.layers), spread=False)
         self.spikes = checked_spikes(self.spikes)
 
+    def summary(self) -> str:
+        """One line."""
+        told = (
+            f"plan by {self.policy}, budget {self.budget}: {len(self.ssm_layers)} of {len(self.layers)} "
+            f"attention layers become {self.mixer}"
+        )
+        if self.sparsity:
+            keep = self.sparsity["keep"]
+            mean = keep if isinstance(keep, float) else sum(keep) / len(keep)
+            told += f"; feed-forward nets keep {mean:.2g} by {self.sparsity['mode']}"
+        if self.spikes:
+            told += f"; {self.spikes['neuron']} before {', '.join(self.spikes['sites'])}"
+        return told
+
     def text(self) -> str:
-        """A table of at most 110 columns."""
+        """A table, one line a layer, that says why."""
         names = ("cost", "ablation", "fit_error", "depth", "entropy", "sink", "far")
         shown = [name for name in names if any(name in each.scores for each in self.layers)]
         lines = [
-            f"plan by {self.policy}, budget {self.budget}: {len(self.ssm_layers)} of {len(self.layers)} "
-            f"attention layers become {self.mixer}",
+            self.summary(),
             "layer  becomes    " + "".join(f"{name:>10}" for name in shown) + "  why",
         ]
         for each in self.layers:
@@ -260,7 +277,7 @@ def plan(
             if attentions
             else "no attention is left"
         ],
-        tokens,
+        tokens=tokens,
     )  # fmt: skip
     for each in scores.values():
         each.pop("dense", None)
@@ -316,10 +333,10 @@ def _scores(
         }  # fmt: skip
     for layer, density in _densities(model, losses, layers).items():
         scores[layer].update(density)
-    for layer in track(layers, "how well a state space layer fits", progress):
+    held = max(1, len(fits) // 4)
+    seen = observed_in_groups(model, fits, layers, FIT_GIB)
+    for layer, (into, out) in zip(layers, track(seen, "fits", progress, len(layers)), strict=True):
         untrained = mixer_for(model, layer, mixer=mixer)
-        into, out = observed(model, fits, [layer])[layer]
-        held = max(1, len(fits) // 4)
         fit(untrained, into[:-held], out[:-held])
         scores[layer]["fit_error"] = relative_error(untrained, into[-held:], out[-held:])
     return scores

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from marsnn.energy import OperationCounts, load_table
-from marsnn.refine.config import SLIDING, SSM, MarConfig
+from marsnn.errors import InputError
+from marsnn.refine.config import ATTENTION, SLIDING, SSM, MarConfig
 
 RATES = {4: 0.39, 6: 0.37}
 """Spikes per neuron and step of ATMN by T, tau = 1/2, fires at V / 2, as measured on SmolLM2-135M."""
@@ -60,7 +61,8 @@ def token_counts(
     Args:
         config: with its SSM layers, sparsity and spikes.
         context: tokens that attention sees, this one included.
-        rates: spikes per neuron and step, of all sites or by site; needed where the configuration spikes.
+        rates: spikes per neuron and step of all sites, by "layer.site", or by site; needed where the
+            configuration spikes.
         steps: T; the spikes' own setting by default.
     """
     counts = OperationCounts(tokens=1)
@@ -79,9 +81,8 @@ def token_counts(
             if config.sparsity is not None and each.name == "down_proj":
                 keep = config.sparsity["keep"][index]
             if spikes is not None and each.site in spikes["sites"]:
-                rate = rates[each.site] if isinstance(rates, Mapping) else rates  # type: ignore[index]
-                assert rate is not None
-                layer.ac = round(dense * rate * counts.steps)
+                masked = keep if config.sparsity and config.sparsity["mode"] == "mask" else 1.0
+                layer.ac = round(dense * masked * _rate(rates, index, each.site) * counts.steps)
                 layer.dense_ac = dense * counts.steps
             else:
                 layer.mac = round(dense * keep)
@@ -102,6 +103,21 @@ def token_counts(
     head = counts.layer("lm_head")
     head.mac = head.dense_mac = head.baseline_mac = config.hidden_size * config.vocab_size
     return counts
+
+
+def _rate(rates: Mapping[str, float] | float | None, layer: int, site: str) -> float:
+    if isinstance(rates, Mapping):
+        return rates[f"{layer}.{site}"] if f"{layer}.{site}" in rates else rates[site]
+    if rates is None:
+        raise InputError("the configuration has spikes, so their rates are needed to count")
+    return rates
+
+
+def dense_of(config: MarConfig) -> MarConfig:
+    """The same Transformer with attention in every layer, dense feed-forward nets and no spikes."""
+    usual = ATTENTION if config.sliding_window is None else SLIDING
+    kinds = [usual if kind == SSM else kind for kind in config.layer_types or []]
+    return MarConfig(**{**config.to_dict(), "layer_types": kinds, "sparsity": None, "spikes": None})
 
 
 def budget_ratio(
@@ -127,7 +143,7 @@ def budget_ratio(
     steps = int((spikes or {}).get("settings", {}).get("steps", 4))
     rate = RATES.get(steps, 0.4)
     table = load_table("45nm-fp32")
-    dense = table.spiking_pj(token_counts(config, context, rate).total)
+    dense = table.spiking_pj(token_counts(dense_of(config), context).total)
     return table.spiking_pj(token_counts(refined, context, rate).total) / dense
 
 

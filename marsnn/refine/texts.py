@@ -24,18 +24,22 @@ NAMES = ("docstrings", "topics", "stdlib")
 
 LEAST = 200
 """Characters of a docstring that is taken."""
-MOST = 3_000_000
-"""Characters of the docstrings of one package."""
+FILES = 400
+"""Modules of a package that are looked into: parsing takes longer than reading."""
 
 
-def read_text(source: str) -> str:
+def read_text(source: str, most: int | None = None) -> str:
     """One of `NAMES`, or the text of a UTF-8 file.
 
+    Args:
+        source: which.
+        most: characters that are enough; docstrings, which have to be looked for, end there.
+
     Raises:
-        InputError: neither.   FileError: the file can't be read, or isn't text.
+        InputError: no such text.   FileError: the file can't be read, or isn't text.
     """
     if source == "docstrings":
-        return _docstrings()
+        return _docstrings(most)
     if source == "topics":
         from pydoc_data.topics import topics
 
@@ -60,23 +64,25 @@ def _source(module: str) -> Path:
     return Path(spec.origin)
 
 
-def _docstrings() -> str:
+def _docstrings(most: int | None) -> str:
     """Of those of `PACKAGES` that are installed, each once, in an order that is always the same."""
-    found: dict[str, None] = {}
+    paths: list[Path] = []
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            continue
-        size = 0
-        for path in sorted(Path(spec.submodule_search_locations[0]).rglob("*.py")):
-            for text in _long_docstrings(path):
-                if text not in found:
-                    found[text] = None
-                    size += len(text)
-            if size > MOST:
-                break
-    texts = list(found)
-    random.Random(0).shuffle(texts)
+        if spec is not None and spec.submodule_search_locations:
+            found = sorted(Path(spec.submodule_search_locations[0]).rglob("*.py"))
+            random.Random(package).shuffle(found)
+            paths += found[:FILES]
+    random.Random(0).shuffle(paths)
+    texts: dict[str, None] = {}
+    size = 0
+    for path in paths:
+        for text in _long_docstrings(path):
+            if text not in texts:
+                texts[text] = None
+                size += len(text) + 2
+        if most is not None and size >= most:
+            break
     return "\n\n".join(texts)
 
 

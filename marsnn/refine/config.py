@@ -213,6 +213,8 @@ def config_from(source: PreTrainedConfig, ssm_layers: Sequence[int] = (), **chan
         if not 0 <= layer < len(types):
             raise InputError(f"no layer {layer}: the model has 0 to {len(types) - 1}")
         types[layer] = SSM
+    if changes.get("mixer", fields.get("mixer")) != fields.get("mixer"):
+        fields.pop("mixer_settings", None)  # those of the other mixer
     kind = MarVisionConfig if sees else MarConfig
     config = kind(**{**fields, "layer_types": types, **changes})
     if getattr(source, "ssm_layers", None):

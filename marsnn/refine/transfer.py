@@ -58,7 +58,8 @@ def convert(model: PreTrainedModel, ssm_layers: Sequence[int], **changes: Any) -
     wrong = [name for name in (*missing, *unexpected) if not name.startswith(replaced)]
     if wrong:
         raise InputError(f"these weights of the model don't fit the refined one: {', '.join(wrong[:3])}")
-    refined.generation_config = copy.deepcopy(model.generation_config)
+    if not sees:
+        refined.generation_config = copy.deepcopy(model.generation_config)
     with torch.no_grad():
         for layer in new:
             start(refined.mixer(layer))

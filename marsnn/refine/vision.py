@@ -79,7 +79,7 @@ class MarVisionModel(MarVisionPreTrainedModel):
         self.post_init()
 
     @merge_with_config_defaults
-    @capture_outputs
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
         """Every layer sees every token: there is no mask.
 

@@ -32,7 +32,10 @@ from marsnn.training import warmup_cosine
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """How state space layers learn from attentions. A sequence of images is as many as hold its tokens."""
+    """How state space layers learn from attentions.
+
+    Where they read images, a sequence is as many of them as hold its tokens.
+    """
 
     updates: int = field(default=600, metadata={"help": "of each layer, one sequence each"})
     length: int = field(default=1024, metadata={"help": "tokens of a sequence"})
@@ -73,7 +76,7 @@ def align(
 
     Args:
         refined: from `convert`.
-        teacher: the model it was converted from.
+        teacher: the model it was converted from, or that model under our classes.
         tokens: ids of running text [number], of which the first sequences * length are trained on and the
             next held_out * length are looked at; the whole is taken in proportion where it is shorter. For
             an image classifier images [number, C, H, W], as many as hold so many tokens.
@@ -240,6 +243,8 @@ def _key(
     """A digest of all that trained layers follow from."""
     digest = hashlib.sha256()
     made = [asdict(config), refined.config.mixer, refined.config.mixer_settings, str(refined.dtype)]
+    if not refined.config.causal:
+        made.append("both ways")
     digest.update(json.dumps(made, sort_keys=True).encode())
     for tensor in (sequences, *teacher.parameters()):
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)

@@ -19,8 +19,8 @@ from marsnn.refine.config import VISION_SOURCES, image_tokens, sides
 FIT_TOKENS, LOSS_TOKENS = 8192, 1024
 """Of a plan: for fits, and for the losses of text."""
 
-LOSS_IMAGES = 256
-"""For losses, of a plan or where predictions are compared."""
+LOSS_IMAGES, LEAST_IMAGES, IMAGE_TOKENS = 256, 16, 16384
+"""For losses: 256 images, or as many as hold so many tokens where that is fewer, yet 16 at least."""
 
 GAUGED = 512
 """Tokens of text on which predictions are compared."""
@@ -37,9 +37,9 @@ class Modality(ABC):
 
     Attributes:
         scored: what each prediction is of.
-        predicted: what is chosen from, in the plural.
-        outputs: how a plan calls the number of possible predictions.
-        number: of possible predictions.
+        predicted: what a prediction is one of, in the plural.
+        outputs: how a plan calls their number.
+        number: of them; None where nobody said.
     """
 
     scored: str
@@ -200,6 +200,7 @@ class Images(Modality):
         self.number = config.num_labels
         self.shape = [config.num_channels, *sides(config.image_size)]
         self.tokens = image_tokens(config)
+        self.compared = min(LOSS_IMAGES, max(LEAST_IMAGES, IMAGE_TOKENS // self.tokens))
 
     def check(self, data: Tensor) -> None:
         if not data.is_floating_point() or data.ndim != 4 or list(data.shape[1:]) != self.shape:
@@ -224,7 +225,7 @@ class Images(Modality):
 
     def for_plan(self, data: Tensor) -> tuple[Tensor, Tensor]:
         self._check_number(data, 8, "plan on")
-        losses = min(LOSS_IMAGES, len(data) // 4)
+        losses = min(self.compared, len(data) // 4)
         return data[:losses], data[losses : losses + max(2, FIT_TOKENS // self.tokens)]
 
     def for_align(self, data: Tensor, length: int, sequences: int) -> Tensor:
@@ -237,7 +238,7 @@ class Images(Modality):
         return data[: max(1, tokens // self.tokens)]
 
     def for_comparison(self, rows: Tensor) -> Tensor:
-        return rows[:LOSS_IMAGES]
+        return rows[: self.compared]
 
     def together(self, length: int, rows: int) -> int:
         return max(1, min(length // self.tokens, rows // 2))
@@ -270,3 +271,4 @@ class Images(Modality):
 
 
 TEXT = Text()
+"""Of any vocabulary."""

@@ -224,7 +224,7 @@ def plan(
     Args:
         model: a language model or an image classifier, see `convert`.
         tokens: ids of running text [number], of which the first 9,216 are used where there are as many; or
-            images [number, C, H, W], the first 256 for losses and as many more as have 8,192 tokens.
+            images [number, C, H, W], the first 256 for losses (fewer if large) and 8,192 tokens' worth more.
         budget: see `Budget.parse`.
         policy: "sensitivity" (ablation times fit error, and a little depth), "density" (what attention reads
             from afar), "depth" (the middle first), or "manual": `layers`, whatever the budget.

@@ -28,6 +28,7 @@ from marsnn.refine import (
     sparsify,
 )
 from marsnn.refine.config import SLIDING, config_from
+from marsnn.refine.modality import modality
 from marsnn.refine.planner import density
 from marsnn.refine.suffix import Nothing, Suffix, replaced
 from tests.refine.digits import accuracy, digits, seeing_teacher, untrained
@@ -151,6 +152,12 @@ def test_a_mixer_of_images_has_no_direction(settings):
         torch.testing.assert_close(mixer(x.flip(1))[0], mixer(x)[0].flip(1), rtol=1e-4, atol=1e-5)
         first, last = (mixer(x)[0] - mixer(x.index_fill(1, torch.tensor(at), 0.0))[0] for at in (0, 16))
     assert first[:, 16].abs().max() > 1e-6 < last[:, 0].abs().max()
+
+
+def test_read_one_way_the_class_token_in_front_would_see_no_patch():
+    one, both = (convert(seeing_teacher(), range(4), causal=causal) for causal in (True, False))
+    with torch.no_grad():
+        assert one(FEW).logits.std(0).max() < 1e-5 < 1e-2 < both(FEW).logits.std(0).min()
 
 
 @pytest.mark.parametrize("mixer", ["ssd", "s4d"])
@@ -286,7 +293,7 @@ def test_finished_layers_are_read_instead_of_trained(tmp_path, monkeypatch):
 
 
 def test_few_images_are_cut_in_proportion():
-    assert len(alignment.cut(IMAGES, QUICK, alignment.modality(untrained()))) == 1077 // 60 * 60
+    assert len(alignment.cut(IMAGES, QUICK, modality(untrained()))) == 1077 // 60 * 60
     model = convert(untrained(), [0])
     found = align(model, untrained(), IMAGES[:9], dataclasses.replace(BRIEF, length=1024))
     assert 0 < found[0].trained < 1

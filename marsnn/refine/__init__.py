@@ -1,6 +1,7 @@
 """Refining a trained Transformer: attention to state space layers, as an ordinary Hugging Face model.
 
-Importing this package registers `MarConfig` and `MarForCausalLM` with transformers' Auto classes.
+Importing this package registers `MarConfig` and `MarForCausalLM`, `MarVisionConfig` and
+`MarForImageClassification` with transformers' Auto classes.
 """
 
 from marsnn.errors import MissingDependencyError
@@ -13,11 +14,12 @@ except ImportError as error:
 from marsnn.refine.alignment import AlignConfig, Aligned, align
 from marsnn.refine.cache import MarCache
 from marsnn.refine.calibration import add_spikes, firing_rates, sparsify
-from marsnn.refine.config import MarConfig
+from marsnn.refine.config import MarConfig, MarVisionConfig
 from marsnn.refine.model import MarForCausalLM, MarModel
 from marsnn.refine.pipeline import RefineConfig, refine
 from marsnn.refine.planner import Plan, plan
 from marsnn.refine.transfer import convert
+from marsnn.refine.vision import MarForImageClassification, MarVisionModel
 
 __all__ = [
     "AlignConfig",
@@ -25,7 +27,10 @@ __all__ = [
     "MarCache",
     "MarConfig",
     "MarForCausalLM",
+    "MarForImageClassification",
     "MarModel",
+    "MarVisionConfig",
+    "MarVisionModel",
     "Plan",
     "RefineConfig",
     "add_spikes",

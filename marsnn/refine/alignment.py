@@ -24,14 +24,18 @@ from marsnn.checks import count, positive
 from marsnn.errors import DivergedError, InputError
 from marsnn.files import PathLike, probe, write_bytes
 from marsnn.progress import duration, say
-from marsnn.refine.model import MarForCausalLM, MarMixer
-from marsnn.refine.transfer import fit, relative_error
+from marsnn.refine.modality import TEXT, Modality, modality
+from marsnn.refine.model import MarMixer, MarPreTrainedModel
+from marsnn.refine.transfer import convert, fit, relative_error
 from marsnn.training import warmup_cosine
 
 
 @dataclass(frozen=True)
 class AlignConfig:
-    """How state space layers learn from attentions."""
+    """How state space layers learn from attentions.
+
+    Where they read images, a sequence is as many of them as hold its tokens.
+    """
 
     updates: int = field(default=600, metadata={"help": "of each layer, one sequence each"})
     length: int = field(default=1024, metadata={"help": "tokens of a sequence"})
@@ -60,7 +64,7 @@ class Aligned:
 
 
 def align(
-    refined: MarForCausalLM,
+    refined: MarPreTrainedModel,
     teacher: PreTrainedModel,
     tokens: Tensor,
     config: AlignConfig | None = None,
@@ -72,9 +76,10 @@ def align(
 
     Args:
         refined: from `convert`.
-        teacher: the model it was converted from.
+        teacher: the model it was converted from, or that model under our classes.
         tokens: ids of running text [number], of which the first sequences * length are trained on and the
-            next held_out * length are looked at; the whole is taken in proportion where it is shorter.
+            next held_out * length are looked at; the whole is taken in proportion where it is shorter. For
+            an image classifier images [number, C, H, W], as many as hold so many tokens.
         config: see `AlignConfig`.
         layers: which; None for every state space layer.
         folder: where each layer is written when it is done; a layer that stands there already, of the same
@@ -90,8 +95,12 @@ def align(
     layers = list(refined.config.ssm_layers if layers is None else layers)
     for layer in layers:
         refined.mixer(layer)  # refuses what is none
-    sequences = cut(tokens, config)
+    kind = modality(refined)
+    sequences = cut(tokens, config, kind)
+    together = kind.together(config.length, len(sequences))
     _check_fits(refined, teacher, sequences)
+    if not hasattr(teacher, "model"):  # a ViT, whose parts have other names
+        teacher = convert(teacher, [])
     found: dict[int, Aligned] = {}
     key = ""
     if folder is not None:
@@ -103,10 +112,10 @@ def align(
     if len(left) < len(layers):
         say(f"  {len(layers) - len(left)} of {len(layers)} layers stand in {folder}", progress)
     started = time.perf_counter()
-    taught = observed_in_groups(teacher, sequences, left, config.memory_gib)
+    taught = observed_in_groups(teacher, sequences, left, config.memory_gib, together)
     for number, (layer, seen) in enumerate(zip(left, taught, strict=True), 1):
         mixer = refined.mixer(layer)
-        found[layer] = done = _learn(mixer, layer, *seen, config)
+        found[layer] = done = _learn(mixer, layer, *seen, config, together)
         if folder is not None:
             _write(mixer, Path(folder), done, key)
         left_s = (time.perf_counter() - started) / number * (len(left) - number)
@@ -118,30 +127,23 @@ def align(
     return [found[layer] for layer in layers]
 
 
-def cut(tokens: Tensor, config: AlignConfig) -> Tensor:
-    """Sequences [sequences + held_out, length] from running text."""
-    if tokens.ndim != 1 or tokens.is_floating_point():
-        raise InputError(f"expected token ids [number], got {tokens.dtype} {list(tokens.shape)}")
-    wanted = config.sequences + config.held_out
-    there = len(tokens) // config.length
-    if there < 2:
-        raise InputError(f"{len(tokens):,} tokens are too few for 2 sequences of {config.length:,}")
-    return tokens[: min(wanted, there) * config.length].view(-1, config.length)
+def cut(data: Tensor, config: AlignConfig, kind: Modality = TEXT) -> Tensor:
+    """Sequences [sequences + held_out, length] from running text; of images the first."""
+    return kind.for_align(data, config.length, config.sequences + config.held_out)
 
 
-def _check_fits(refined: MarForCausalLM, teacher: PreTrainedModel, sequences: Tensor) -> None:
+def _check_fits(refined: MarPreTrainedModel, teacher: PreTrainedModel, sequences: Tensor) -> None:
+    kind = modality(refined)
     sizes = [
-        (each.config.num_hidden_layers, each.config.hidden_size, each.config.vocab_size)
+        (each.config.num_hidden_layers, each.config.hidden_size, modality(each).number)
         for each in (refined, teacher)
     ]
     if sizes[0] != sizes[1]:
         raise InputError(
-            f"the teacher has (layers, features, tokens) {sizes[1]}, the refined model {sizes[0]}; pass the "
-            "model that it was converted from"
+            f"the teacher has (layers, features, {kind.predicted}) {sizes[1]}, the refined model {sizes[0]}; "
+            "pass the model that it was converted from"
         )
-    low, high = sequences.min().item(), sequences.max().item()
-    if low < 0 or high >= sizes[1][2]:
-        raise InputError(f"token ids must be 0 to {sizes[1][2] - 1}, got {low} to {high}")
+    kind.check(sequences)
 
 
 def _held_out(sequences: int, config: AlignConfig) -> int:
@@ -149,9 +151,10 @@ def _held_out(sequences: int, config: AlignConfig) -> int:
 
 
 def observed(
-    teacher: PreTrainedModel, sequences: Tensor, layers: Sequence[int]
+    teacher: PreTrainedModel, sequences: Tensor, layers: Sequence[int], together: int = 1
 ) -> dict[int, tuple[Tensor, Tensor]]:
-    """What goes into and comes out of attentions, [B, L, D] each in bfloat16, one sequence at a time."""
+    """What goes into and comes out of attentions, [B, L, D] each in bfloat16, so many sequences at a time."""
+    kind = modality(teacher)
     into: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     out: dict[int, list[Tensor]] = {layer: [] for layer in layers}
 
@@ -168,8 +171,8 @@ def observed(
     ]
     try:
         with torch.no_grad():
-            for sequence in sequences.split(1):
-                teacher.model(sequence.to(teacher.device), use_cache=False)
+            for some in sequences.split(together):
+                kind.run(teacher, some)
     finally:
         for handle in hooks:
             handle.remove()
@@ -177,33 +180,36 @@ def observed(
 
 
 def observed_in_groups(
-    teacher: PreTrainedModel, sequences: Tensor, layers: Sequence[int], gib: float
+    teacher: PreTrainedModel, sequences: Tensor, layers: Sequence[int], gib: float, together: int = 1
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """`observed` of each layer in turn; as many as fit into so much memory share one run of the model."""
-    size = 4 * sequences.numel() * teacher.config.hidden_size  # two tensors of 16 bits
+    tokens = modality(teacher).tokens_in(sequences)
+    size = 4 * tokens * teacher.config.hidden_size  # two tensors of 16 bits
     at_once = max(1, int(gib * 2**30 / size))
     for start in range(0, len(layers), at_once):
         group = layers[start : start + at_once]
-        seen = observed(teacher, sequences, group)
+        seen = observed(teacher, sequences, group, together)
         for layer in group:
             yield seen.pop(layer)
 
 
-def _learn(mixer: MarMixer, layer: int, inputs: Tensor, targets: Tensor, config: AlignConfig) -> Aligned:
+def _learn(
+    mixer: MarMixer, layer: int, inputs: Tensor, targets: Tensor, config: AlignConfig, together: int = 1
+) -> Aligned:
     """Fit, then train, in float32; whatever happens, the best so far is left, in the mixer's own dtype."""
     started = time.perf_counter()
-    held = _held_out(len(inputs), config)
+    held = together * _held_out(len(inputs) // together, config)
     own, unseen = (inputs[:-held], targets[:-held]), (inputs[-held:], targets[-held:])
     dtype = mixer.o_proj.weight.dtype
     wanted = {parameter: parameter.requires_grad for parameter in mixer.parameters()}
     mixer.float().requires_grad_(True)
     best = _copied(mixer)
     try:
-        fit(mixer, *own)
-        fitted = relative_error(mixer, *unseen)
+        fit(mixer, *own, together)
+        fitted = relative_error(mixer, *unseen, together)
         best = _copied(mixer)
-        _train(mixer, layer, *own, config)
-        trained = relative_error(mixer, *unseen)
+        _train(mixer, layer, *own, config, together)
+        trained = relative_error(mixer, *unseen, together)
         if trained < fitted:
             best = _copied(mixer)
     finally:
@@ -219,18 +225,20 @@ def _copied(mixer: MarMixer) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in mixer.state_dict().items()}
 
 
-def _train(mixer: MarMixer, layer: int, inputs: Tensor, targets: Tensor, config: AlignConfig) -> None:
-    """One sequence an update, all of them in a new order each time."""
+def _train(
+    mixer: MarMixer, layer: int, inputs: Tensor, targets: Tensor, config: AlignConfig, together: int
+) -> None:
+    """So many sequences an update, all of them in a new order each time."""
     scale = targets.float().square().mean().item()
     optimizer = torch.optim.Adam(mixer.parameters(), lr=config.learning_rate, betas=(0.9, 0.95))
     schedule = warmup_cosine(optimizer, config.warmup, config.updates)
     draw = torch.Generator().manual_seed(config.seed)
-    passes = -(-config.updates // len(inputs))
+    passes = -(-config.updates * together // len(inputs))
     order = torch.cat([torch.randperm(len(inputs), generator=draw) for _ in range(passes)])
-    for update, row in enumerate(order[: config.updates].tolist()):
+    for update, rows in enumerate(order[: config.updates * together].split(together)):
         with torch.enable_grad():
-            found = mixer(inputs[row : row + 1].float())[0]
-            loss = (found - targets[row : row + 1].float()).square().mean() / scale
+            found = mixer(inputs[rows].float())[0]
+            loss = (found - targets[rows].float()).square().mean() / scale
         if not bool(torch.isfinite(loss)):
             raise DivergedError(
                 f"the loss of layer {layer} became NaN or infinite in update {update + 1}; its fit is "
@@ -246,10 +254,14 @@ def _train(mixer: MarMixer, layer: int, inputs: Tensor, targets: Tensor, config:
 # ---- what survives a kill -------------------------------------------------------------------------------
 
 
-def _key(refined: MarForCausalLM, teacher: PreTrainedModel, sequences: Tensor, config: AlignConfig) -> str:
+def _key(
+    refined: MarPreTrainedModel, teacher: PreTrainedModel, sequences: Tensor, config: AlignConfig
+) -> str:
     """A digest of all that trained layers follow from."""
     digest = hashlib.sha256()
     made = [asdict(config), refined.config.mixer, refined.config.mixer_settings, str(refined.dtype)]
+    if not refined.config.causal:
+        made.append("both ways")
     digest.update(json.dumps(made, sort_keys=True).encode())
     for tensor in (sequences, *teacher.parameters()):
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
@@ -266,7 +278,7 @@ def _write(mixer: MarMixer, folder: Path, done: Aligned, key: str) -> None:
     write_bytes(_path(folder, done.layer), save(tensors, metadata))
 
 
-def _read(refined: MarForCausalLM, folder: Path, layer: int, key: str) -> Aligned | None:
+def _read(refined: MarPreTrainedModel, folder: Path, layer: int, key: str) -> Aligned | None:
     """The layer as it was left, or None where it isn't there, is damaged or follows from something else."""
     path = _path(folder, layer)
     if not path.is_file():

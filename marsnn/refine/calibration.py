@@ -1,6 +1,6 @@
-"""Stages that need no training, only calibration tokens: sparse feed-forward nets, and spikes.
+"""Stages that need no training, only calibration data: sparse feed-forward nets, and spikes.
 
-Both change a model in place, weights stay as they are. One pass over the tokens serves all layers; where
+Both change a model in place, weights stay as they are. One pass over the data serves all layers; where
 spikes are set, each site sees what the spikes before it leave.
 """
 
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from marsnn.errors import InputError
-from marsnn.refine.config import SITES, MarConfig
-from marsnn.refine.model import MarForCausalLM, MarMLP, layers_of, site_of
+from marsnn.refine.config import SITES
+from marsnn.refine.modality import modality
+from marsnn.refine.model import MarMLP, MarPreTrainedModel, layers_of, site_of
 from marsnn.refine.sparsity import (
     GRID,
     MaskedLinear,
@@ -31,9 +32,6 @@ from marsnn.spiking import SpikingInput
 ROWS = 16384
 """Tokens of a site, at most, that are looked at."""
 
-GAUGED = 512
-"""Tokens on which the model's predictions are compared."""
-
 TINY = 1e-30
 
 
@@ -44,7 +42,7 @@ class Sparsified:
     layer: int
     keep: float
     cost: float
-    """Nats per token that the model's predictions move by, by this net alone (Kullback-Leibler)."""
+    """Nats per prediction that the model's predictions move by, by this net alone (Kullback-Leibler)."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +58,13 @@ class Spiked:
 
 
 def sparsify(
-    model: MarForCausalLM, tokens: Tensor, keep: float | Sequence[float], mode: str = "topk"
+    model: MarPreTrainedModel, tokens: Tensor, keep: float | Sequence[float], mode: str = "topk"
 ) -> list[Sparsified]:
     """Make every feed-forward net sparse, in place.
 
     Args:
         model: without sparsity.
-        tokens: ids [B, L] to calibrate on.
+        tokens: ids [B, L] to calibrate on, or images [B, C, H, W].
         keep: the mean share of activations that stay, dealt out to layers by what it costs each; or the
             share of each layer.
         mode: "topk", "threshold" or "mask".
@@ -97,7 +95,7 @@ def sparsify(
 
     with torch.no_grad():
         _look_at(model, tokens, {mlp.down_proj: look(layer) for layer, mlp in enumerate(mlps)})
-        loss = Suffix(model, tokens[:1, :GAUGED])
+        loss = Suffix(model, modality(model).for_comparison(tokens))
         found = {}
         for layer, mlp in enumerate(mlps):
             name, sparse = ("down_proj", None) if mode == "mask" else ("sparsifier", parts[layer])
@@ -128,7 +126,7 @@ def sparsify(
 
 
 def add_spikes(
-    model: MarForCausalLM,
+    model: MarPreTrainedModel,
     tokens: Tensor,
     neuron: str = "ATMN",
     sites: Sequence[str] = SITES,
@@ -139,7 +137,7 @@ def add_spikes(
 
     Args:
         model: without spikes.
-        tokens: ids [B, L] to calibrate on.
+        tokens: ids [B, L] to calibrate on, or images [B, C, H, W].
         neuron: a name of `marsnn.neurons`.   settings: its own: steps, tau, fire_at, ...
         sites: some of `SITES`.
         per_token: scale each token before it is encoded, see `SpikingInput`.
@@ -152,7 +150,7 @@ def add_spikes(
     wanted = {
         "neuron": neuron, "sites": list(sites), "per_token": per_token, "settings": dict(settings),
     }  # fmt: skip
-    checked = MarConfig(**{**model.config.to_dict(), "spikes": wanted})
+    checked = type(model.config)(**{**model.config.to_dict(), "spikes": wanted})
     device, dtype = model.device, model.dtype
     found: list[Spiked] = []
     hooks = []
@@ -166,7 +164,7 @@ def add_spikes(
     model.config.spikes = checked.spikes
     try:
         with torch.no_grad():
-            model.model(tokens.to(device), use_cache=False)
+            modality(model).run(model, tokens)
     finally:
         for hook in hooks:
             hook.remove()
@@ -174,7 +172,7 @@ def add_spikes(
 
 
 @contextmanager
-def firing_rates(model: MarForCausalLM) -> Iterator[dict[tuple[int, str], list[float]]]:
+def firing_rates(model: MarPreTrainedModel) -> Iterator[dict[tuple[int, str], list[float]]]:
     """Within the block: (layer, site) -> spikes per neuron and step of every call."""
     rates: dict[tuple[int, str], list[float]] = {}
     listening = []
@@ -205,7 +203,7 @@ def _rate(train: Tensor) -> float:
     return float((train != 0).float().mean())
 
 
-def _mlps(model: MarForCausalLM) -> list[MarMLP]:
+def _mlps(model: MarPreTrainedModel) -> list[MarMLP]:
     return [layer.mlp for layer in layers_of(model)]
 
 
@@ -222,14 +220,16 @@ def _at(costs: Sequence[float], share: float) -> float:
     return costs[min(range(len(GRID)), key=lambda place: abs(GRID[place] - share))]
 
 
-def _look_at(model: MarForCausalLM, tokens: Tensor, look: dict[nn.Module, Callable[[Tensor], None]]) -> None:
+def _look_at(
+    model: MarPreTrainedModel, tokens: Tensor, look: dict[nn.Module, Callable[[Tensor], None]]
+) -> None:
     """One pass in which modules' inputs [tokens, F] are looked at."""
     hooks = [
         module.register_forward_pre_hook(lambda _, args, at=at: at(args[0].flatten(0, -2)[:ROWS]))
         for module, at in look.items()
     ]
     try:
-        model.model(tokens.to(model.device), use_cache=False)
+        modality(model).run(model, tokens)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,4 +1,8 @@
-"""What a refined model is: its Transformer's configuration, and what stands in which place."""
+"""What a refined model is: its Transformer's configuration, and what stands in which place.
+
+`MarConfig` is that of language models, `MarVisionConfig` of image classifiers: the same layers with other
+settings, behind other embeddings.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ SSM, ATTENTION, SLIDING = "linear_attention", "full_attention", "sliding_attenti
 """transformers' own names for the types of layers."""
 
 MIXERS = ("ssd", "s4d")
+NORMS = ("rms", "layer")
 
 MIXER_DEFAULTS: dict[str, dict[str, Any]] = {
     "ssd": {
@@ -47,6 +52,10 @@ class MarConfig(LlamaConfig):
             for each layer}; None for dense ones.
         spikes: {"neuron": a name of `marsnn.neurons`, "settings": its settings, "sites": some of `SITES`,
             "per_token": whether tokens are scaled before they are encoded}; None for none.
+        norm: before each part of a layer, "rms" or "layer" (LayerNorm); the epsilon is `rms_norm_eps`.
+        gated_ffn: whether the feed-forward net is down(act(gate x) * up x), Llama's, or down(act(up x)).
+        causal: whether a token sees what comes before it only. If not, state space layers run both ways.
+        rope: whether queries and keys turn with their position; also what `mixer_settings` don't say.
     All else is LlamaConfig's.
     """
 
@@ -59,6 +68,10 @@ class MarConfig(LlamaConfig):
     mixer_settings: dict[str, Any] | None = None
     sparsity: dict[str, Any] | None = None
     spikes: dict[str, Any] | None = None
+    norm: str = "rms"
+    gated_ffn: bool = True
+    causal: bool = True
+    rope: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.layer_types is None:
@@ -68,7 +81,11 @@ class MarConfig(LlamaConfig):
             self.output_bias = self.attention_bias
         if self.mixer not in MIXERS:
             raise InputError(f"mixer must be one of {', '.join(MIXERS)}, got {self.mixer!r}")
-        known = MIXER_DEFAULTS[self.mixer]
+        if self.norm not in NORMS:
+            raise InputError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        known = dict(MIXER_DEFAULTS[self.mixer])
+        if "rope" in known:
+            known["rope"] = self.rope
         given = self.mixer_settings or {}
         unknown = sorted(set(given) - set(known))
         if unknown:
@@ -81,6 +98,8 @@ class MarConfig(LlamaConfig):
             )
         if SLIDING in self.layer_types and self.sliding_window is None:
             raise InputError(f"a layer is {SLIDING!r}, so sliding_window must be a number of tokens")
+        if SLIDING in self.layer_types and not self.causal:
+            raise InputError(f"a layer is {SLIDING!r}, which looks back only; it needs causal=True")
         self.sparsity = checked_sparsity(self.sparsity, self.num_hidden_layers)
         self.spikes = checked_spikes(self.spikes)
         super().__post_init__(**kwargs)
@@ -94,6 +113,48 @@ class MarConfig(LlamaConfig):
     def ssm_layers(self) -> list[int]:
         """Which layers are state space layers."""
         return [i for i, kind in enumerate(self.layer_types or []) if kind == SSM]
+
+
+@strict
+class MarVisionConfig(MarConfig):
+    """Configuration of a refined image classifier, a Vision Transformer by default.
+
+    Args:
+        image_size: pixels, of both sides or (height, width).
+        patch_size: likewise, of the patches that become tokens.
+        num_channels: of an image.
+    All else is MarConfig's; `num_labels` is the number of classes, `vocab_size` means nothing.
+    """
+
+    model_type = "mar_vision"
+
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int | list[int] | tuple[int, int] = 16
+    num_channels: int = 3
+    hidden_act: str = "gelu"
+    norm: str = "layer"
+    gated_ffn: bool = False
+    causal: bool = False
+    rope: bool = False
+    attention_bias: bool = True
+    mlp_bias: bool = True
+
+    @property
+    def hidden_dropout_prob(self) -> float:
+        """What the embeddings ask for: a refined model has no dropout but attention's."""
+        return 0.0
+
+
+def sides(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
+
+
+def image_tokens(config: PreTrainedConfig) -> int:
+    """Tokens of an image: its patches, and the class token in front of them."""
+    (height, width), (tall, wide) = sides(config.image_size), sides(config.patch_size)
+    return (height // tall) * (width // wide) + 1
 
 
 def checked_spikes(settings: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -124,34 +185,38 @@ def _biases(config: PreTrainedConfig) -> dict[str, bool]:
 SOURCES = ("llama", "mistral", "qwen2", "mar")
 """Model types whose layers are Llama's but for biases and windows."""
 
+VISION_SOURCES = ("vit", "mar_vision")
+"""Model types that read images."""
+
 
 def config_from(source: PreTrainedConfig, ssm_layers: Sequence[int] = (), **changes: Any) -> MarConfig:
     """The configuration of a trained model with some of its attentions replaced.
 
     Args:
-        source: a LlamaConfig, MistralConfig, Qwen2Config or MarConfig.
+        source: a LlamaConfig, MistralConfig, Qwen2Config, ViTConfig, MarConfig or MarVisionConfig.
         ssm_layers: indices of the layers that become state space layers.
         changes: fields of MarConfig.
 
     Raises:
         InputError: a model of another type, or no such layer.
     """
-    if source.model_type not in SOURCES:
+    if source.model_type not in (*SOURCES, *VISION_SOURCES):
         raise InputError(
-            f"can't refine a {source.model_type!r} model; its layers must be Llama's: {', '.join(SOURCES)}"
+            f"can't refine a {source.model_type!r} model; its layers must be Llama's: {', '.join(SOURCES)}, "
+            f"or a Vision Transformer's: {', '.join(VISION_SOURCES)}"
         )
-    own = set(LlamaConfig.__annotations__) | set(MarConfig.__annotations__)
-    fields = {name: value for name, value in source.to_dict().items() if name in own}
-    fields |= {"dtype": source.dtype, **_biases(source)}
-    if getattr(source, "sliding_window", None) is None:
-        fields["sliding_window"] = None
+    sees = source.model_type in VISION_SOURCES
+    fields = _vision_fields(source) if sees else _text_fields(source)
     usual = ATTENTION if fields["sliding_window"] is None else SLIDING
     types = list(fields.get("layer_types") or [usual] * source.num_hidden_layers)
     for layer in ssm_layers:
         if not 0 <= layer < len(types):
             raise InputError(f"no layer {layer}: the model has 0 to {len(types) - 1}")
         types[layer] = SSM
-    config = MarConfig(**{**fields, "layer_types": types, **changes})
+    if changes.get("mixer", fields.get("mixer")) != fields.get("mixer"):
+        fields.pop("mixer_settings", None)  # those of the other mixer
+    kind = MarVisionConfig if sees else MarConfig
+    config = kind(**{**fields, "layer_types": types, **changes})
     if getattr(source, "ssm_layers", None):
         for name in ("mixer", "mixer_settings"):
             if getattr(config, name) != getattr(source, name):
@@ -162,4 +227,29 @@ def config_from(source: PreTrainedConfig, ssm_layers: Sequence[int] = (), **chan
     return config
 
 
+def _text_fields(source: PreTrainedConfig) -> dict[str, Any]:
+    own = set(LlamaConfig.__annotations__) | set(MarConfig.__annotations__)
+    fields = {name: value for name, value in source.to_dict().items() if name in own}
+    fields |= {"dtype": source.dtype, **_biases(source)}
+    if getattr(source, "sliding_window", None) is None:
+        fields["sliding_window"] = None
+    return fields
+
+
+def _vision_fields(source: PreTrainedConfig) -> dict[str, Any]:
+    own = {
+        *LlamaConfig.__annotations__, *MarConfig.__annotations__, *MarVisionConfig.__annotations__,
+        "id2label", "label2id", "problem_type",
+    }  # fmt: skip
+    fields = {name: value for name, value in source.to_dict().items() if name in own}
+    fields |= {"dtype": source.dtype, "sliding_window": None}
+    if source.model_type == "vit":
+        fields |= {
+            "attention_bias": source.qkv_bias, "output_bias": True, "mlp_bias": True,
+            "rms_norm_eps": source.layer_norm_eps, "attention_dropout": source.attention_probs_dropout_prob,
+        }  # fmt: skip
+    return fields
+
+
 AutoConfig.register("mar", MarConfig, exist_ok=True)
+AutoConfig.register("mar_vision", MarVisionConfig, exist_ok=True)

@@ -303,11 +303,13 @@ def plan_of(model: PreTrainedModel) -> dict[str, Any]:
     config = model.config
     ssm = list(getattr(config, "ssm_layers", ()))
     sparsity, spikes = getattr(config, "sparsity", None), getattr(config, "spikes", None)
-    keep = sparsity["keep"] if sparsity else None
+    sparse = None
+    if sparsity is not None:
+        sparse = {"mode": sparsity["mode"], "mean_keep": sum(sparsity["keep"]) / len(sparsity["keep"])}
     return {
         "attention_layers": config.num_hidden_layers - len(ssm),
         "ssm_layers": ssm,
         "mixer": config.mixer if ssm else None,
-        "sparsity": None if keep is None else {"mode": sparsity["mode"], "mean_keep": sum(keep) / len(keep)},
+        "sparsity": sparse,
         "spikes": None if spikes is None else {"neuron": spikes["neuron"], **spikes["settings"]},
     }

@@ -66,7 +66,7 @@ class MarAttention(LlamaAttention):
         self.num_key_value_groups = heads // kv_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_dropout
-        self.is_causal = True
+        self.is_causal = config.causal
         self.sliding_window = config.sliding_window if _kind(config, layer_idx) == SLIDING else None
         _add_projections(self, config)
 
@@ -79,11 +79,12 @@ class MarAttention(LlamaAttention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """[B, L, D] to [B, L, D] and, where the implementation gives them, the weights."""
-        assert position_embeddings is not None
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         projected = _through(self.mixer_in, hidden_states, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (each.view(shape).transpose(1, 2) for each in projected)
-        q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
+        if self.config.rope:
+            assert position_embeddings is not None
+            q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -103,6 +104,10 @@ class MarMixer(nn.Module):
 
     `ssd`: queries, keys and values go into an `SSDCore` of as many heads as there are queries; keys and
     values are shared by heads as in the attention, decays are each head's own. `s4d`: values go into `S4D`.
+
+    Where the configuration isn't causal, y = core(x) + reversed(core(reversed(x))): both ways with the same
+    weights, projections run once, and a token itself counts twice. Vision Mamba (Zhu et al. 2024, arXiv
+    2401.09417) also scans both ways, but gives each way its own convolution and state space weights.
     """
 
     q_proj: Linear
@@ -158,6 +163,11 @@ class MarMixer(nn.Module):
             self.mixer_in, x, self.v_proj, self.k_proj, self.q_proj, self.a_proj, *gates
         )
         inputs = torch.cat([*gate, self._shared(values), self._shared(keys), queries, forgetting], -1)
+        if not self.config.causal:
+            if mask is not None:
+                mask = torch.cat([mask, mask.flip(0)], 1)
+            y, state = core(_two_ways(inputs), state, mask=mask)
+            return _joined(y), state
         if len(x) == 1 and mask is None:
             y, state = core.step(inputs[0], state)
             return y.unsqueeze(0), state
@@ -173,7 +183,10 @@ class MarMixer(nn.Module):
             if state is not None or not bool((mask[1:] >= mask[:-1]).all()):
                 raise InputError("an s4d mixer takes padding in front of the first tokens only; pad left")
             values = values * mask.unsqueeze(-1)  # what precedes the first token leaves no trace
-        y, state = core(values, state, final_state=final)
+        if self.config.causal:
+            y, state = core(values, state, final_state=final)
+        else:
+            y = _joined(core(_two_ways(values), final_state=False)[0])
         if self.gate_bias is not None:
             y = gated(y, gate[0], self.gate_bias)
         return y, state
@@ -192,6 +205,17 @@ class MarMixer(nn.Module):
         if isinstance(self.core, SSDCore):
             return SSDState(window.permute(2, 0, 1), memory, position[:, 0])
         return S4DState(memory)
+
+
+def _two_ways(x: Tensor) -> Tensor:
+    """[L, B, *] to [L, 2 B, *]: a batch, and the same from its end to its start."""
+    return torch.cat([x, x.flip(0)], 1)
+
+
+def _joined(y: Tensor) -> Tensor:
+    """[L, 2 B, *] of `_two_ways` to [L, B, *]: the sum of what both ways say of each token."""
+    there, back = y.chunk(2, 1)
+    return there + back.flip(0)
 
 
 def _stored(state: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -239,13 +263,17 @@ def _through(spiking: SpikingInput | None, x: Tensor, *maps: nn.Linear) -> tuple
 
 
 class MarMLP(LlamaMLP):
-    """Llama's feed-forward net, sparse and spiking where the configuration says so."""
+    """Llama's feed-forward net or one without a gate, sparse and spiking where the configuration says so."""
+
+    gate_proj: Linear | None
 
     def __init__(self, config: MarConfig, layer_idx: int) -> None:
         nn.Module.__init__(self)
         self.config = config
         self.hidden_size, self.intermediate_size = config.hidden_size, config.intermediate_size
-        self.gate_proj = Linear(self.hidden_size, self.intermediate_size, bias=config.mlp_bias)
+        self.gate_proj = None
+        if config.gated_ffn:
+            self.gate_proj = Linear(self.hidden_size, self.intermediate_size, bias=config.mlp_bias)
         self.up_proj = Linear(self.hidden_size, self.intermediate_size, bias=config.mlp_bias)
         self.down_proj = Linear(self.intermediate_size, self.hidden_size, bias=config.mlp_bias)
         self.act_fn = ACT2FN[config.hidden_act]
@@ -263,8 +291,11 @@ class MarMLP(LlamaMLP):
 
     def forward(self, x: Tensor) -> Tensor:
         """[*, D] to [*, D]."""
-        gate, up = _through(self.ffn_in, x, self.gate_proj, self.up_proj)
-        inner = self.act_fn(gate) * up
+        if self.gate_proj is None:
+            inner = self.act_fn(_through(self.ffn_in, x, self.up_proj)[0])
+        else:
+            gate, up = _through(self.ffn_in, x, self.gate_proj, self.up_proj)
+            inner = self.act_fn(gate) * up
         if self.sparsifier is not None:
             inner = self.sparsifier(inner)
         return _through(self.ffn_out, inner, self.down_proj)[0]
@@ -282,8 +313,14 @@ class MarDecoderLayer(LlamaDecoderLayer):
         kind = MarMixer if _kind(config, layer_idx) == SSM else MarAttention
         self.self_attn = kind(config, layer_idx)
         self.mlp = MarMLP(config, layer_idx)
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = norm_of(config)
+        self.post_attention_layernorm = norm_of(config)
+
+
+def norm_of(config: MarConfig) -> nn.Module:
+    """The norm that stands before each part of a layer, and behind the last."""
+    kind = LlamaRMSNorm if config.norm == "rms" else nn.LayerNorm
+    return kind(config.hidden_size, eps=config.rms_norm_eps)
 
 
 def site_of(layer: MarDecoderLayer, site: str) -> tuple[nn.Module, int]:
@@ -296,13 +333,25 @@ def site_of(layer: MarDecoderLayer, site: str) -> tuple[nn.Module, int]:
 
 
 class MarPreTrainedModel(LlamaPreTrainedModel):
-    """What MarModel and MarForCausalLM share."""
+    """What models of text and of images, with and without their heads, share."""
 
     config: MarConfig
     config_class = MarConfig
     _no_split_modules: ClassVar = ["MarDecoderLayer"]
     _is_stateful = True
     _can_record_outputs: ClassVar = {"hidden_states": MarDecoderLayer, "attentions": MarAttention}
+
+    def mixer(self, layer: int) -> MarMixer:
+        """The state space layer of a layer.
+
+        Raises:
+            InputError: it has none.
+        """
+        if layer not in self.config.ssm_layers:
+            raise InputError(f"layer {layer} is no state space layer; those are {self.config.ssm_layers}")
+        found = self.base_model.layers[layer].self_attn
+        assert isinstance(found, MarMixer)
+        return found
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -327,7 +376,7 @@ class MarModel(MarPreTrainedModel, LlamaModel):
         self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
         self.layers = nn.ModuleList([MarDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = norm_of(config)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -385,23 +434,13 @@ class MarForCausalLM(MarPreTrainedModel, LlamaForCausalLM):
     """The language model: calls, `generate`, `save_pretrained` and the rest are LlamaForCausalLM's."""
 
     def __init__(self, config: MarConfig) -> None:
+        if not config.causal:
+            raise InputError("a language model predicts what comes next, so it needs causal=True")
         LlamaPreTrainedModel.__init__(self, config)
         self.model = MarModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    def mixer(self, layer: int) -> MarMixer:
-        """The state space layer of a layer.
-
-        Raises:
-            InputError: it has none.
-        """
-        if layer not in self.config.ssm_layers:
-            raise InputError(f"layer {layer} is no state space layer; those are {self.config.ssm_layers}")
-        found = self.model.layers[layer].self_attn
-        assert isinstance(found, MarMixer)
-        return found
 
     def _prepare_cache_for_generation(
         self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *rest: Any
@@ -416,7 +455,7 @@ class MarForCausalLM(MarPreTrainedModel, LlamaForCausalLM):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *rest)
 
 
-def layers_of(model: MarForCausalLM) -> list[MarDecoderLayer]:
+def layers_of(model: MarPreTrainedModel) -> list[MarDecoderLayer]:
     """The layers, as what they are."""
     return list(model.model.layers)  # type: ignore[arg-type]
 

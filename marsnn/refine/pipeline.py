@@ -1,4 +1,4 @@
-"""`refine`: a trained Transformer and a plan become a MarForCausalLM, stage by stage."""
+"""`refine`: a trained Transformer and a plan become a refined model, stage by stage."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ from marsnn.progress import say
 from marsnn.refine.alignment import AlignConfig, align
 from marsnn.refine.calibration import add_spikes, sparsify
 from marsnn.refine.config import SPIKES
-from marsnn.refine.model import MarForCausalLM
+from marsnn.refine.modality import modality
+from marsnn.refine.model import MarPreTrainedModel
 from marsnn.refine.planner import Plan
 from marsnn.refine.transfer import convert
+
+LENGTH = 1024
+"""Tokens, at most, of a sequence for calibration."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,10 @@ class RefineConfig:
     """How a plan is carried out.
 
     Attributes:
-        tokens: ids of running text [number]; None for those that the plan was made from.
+        tokens: ids of running text [number], or images [number, C, H, W]; None for those that the plan was
+            made from.
         align: how state space layers learn.
-        calibration: tokens for sparsity and spikes, in sequences of at most 1,024.
+        calibration: tokens for sparsity and spikes, in sequences of at most 1,024, or images that hold them.
         folder: where finished layers are kept, so that an interrupted run goes on; None for nowhere.
         progress: say what is being done.
     """
@@ -40,7 +45,7 @@ class RefineConfig:
     progress: bool = False
 
 
-def refine(model: PreTrainedModel, plan: Plan, config: RefineConfig | None = None) -> MarForCausalLM:
+def refine(model: PreTrainedModel, plan: Plan, config: RefineConfig | None = None) -> MarPreTrainedModel:
     """Convert attentions, align them, make feed-forward nets sparse, put spikes: what the plan says.
 
     Args:
@@ -76,7 +81,7 @@ def refine(model: PreTrainedModel, plan: Plan, config: RefineConfig | None = Non
             teacher = convert(model, [])
             aligned = align(refined, teacher, tokens, config.align, new, folder, config.progress)
         done["align"] = [asdict(each) for each in aligned]
-    sample = calibration(tokens, config.calibration)
+    sample = modality(model).for_calibration(tokens, config.calibration, LENGTH)
     if plan.sparsity is not None:
         say(f"stage 2: feed-forward nets keep {_told(plan.sparsity['keep'])}", config.progress)
         with _timed(done, "sparsity"):
@@ -92,13 +97,6 @@ def refine(model: PreTrainedModel, plan: Plan, config: RefineConfig | None = Non
         done["spikes"] = [asdict(each) for each in spiked]
     refined.refinement = done
     return refined
-
-
-def calibration(tokens: Tensor, number: int, length: int = 1024) -> Tensor:
-    """Sequences [B, L] of the first tokens [number]."""
-    length = min(length, len(tokens))
-    rows = max(1, min(number, len(tokens)) // length)
-    return tokens[: rows * length].view(rows, length)
 
 
 def _told(keep: Any) -> str:

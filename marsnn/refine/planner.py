@@ -1,14 +1,15 @@
 """The module-aware scheduler: which attention becomes a state space layer, and why.
 
-Every layer is scored on calibration tokens, without training anything:
+Every layer is scored on calibration data, without training anything:
 
-    ablation   nats per token that the model loses without the layer's attention
+    ablation   nats per token of text, or per image, that the model loses without the layer's attention
     fit_error  of a state space layer whose output projection alone was fitted, in the mean square of the
                attention's output; 1 is what nothing at all would have
     depth      0 in the middle of the stack, 1 at its ends
     entropy    of the attention weights of a token, in that of equal weights
     sink       share of the weights that the first token gets
-    far        share that goes further back than `FAR` tokens, the first token left out
+    far        share that goes further back than `FAR` tokens, the first token left out; none where attention
+               looks both ways, at patches whose distance in the sequence isn't that in the image
 
 and a policy turns scores into a cost; attentions of least cost go first, until the budget is met.
 """
@@ -31,7 +32,8 @@ from marsnn.files import PathLike, json_text, read_json, write_text
 from marsnn.progress import track
 from marsnn.refine.alignment import observed_in_groups
 from marsnn.refine.config import SSM, MarConfig, checked_spikes
-from marsnn.refine.model import MarForCausalLM, layers_of
+from marsnn.refine.modality import modality
+from marsnn.refine.model import MarPreTrainedModel, layers_of
 from marsnn.refine.shapes import budget_ratio
 from marsnn.refine.sparsity import checked_sparsity
 from marsnn.refine.suffix import Nothing, Suffix, replaced
@@ -44,7 +46,9 @@ DEPTH_PRIOR = 0.01
 """Nats that the sensitivity policy adds at the ends of the stack: breaks ties of layers that cost nothing."""
 
 FAR = 64
-FIT_TOKENS, LOSS_TOKENS = 8192, 1024
+
+BATCH = 1024
+"""Tokens of images that are run at once."""
 FIT_GIB = 1.0
 """For what goes into and comes out of attentions while state space layers are fitted."""
 
@@ -73,7 +77,7 @@ class Plan:
         spikes: as `MarConfig.spikes`, None for none.
         notes: what the figures were made from.
         made_by: digest of the settings that a job was started with, None for a plan made by hand.
-        tokens: ids [number] it was made from; not in the file.
+        tokens: ids [number], or images, it was made from; not in the file.
     """
 
     model: dict[str, Any]
@@ -230,19 +234,22 @@ def plan(
     spikes: dict[str, Any] | None = None,
     context: int = 1024,
     progress: bool = False,
+    labels: Tensor | None = None,
 ) -> Plan:
     """Score every layer and choose those whose attention becomes a state space layer.
 
     Args:
-        model: Llama-shaped, see `convert`.
-        tokens: ids of running text [number], of which the first 9,216 are used where there are as many.
+        model: a language model or an image classifier, see `convert`.
+        tokens: ids of running text [number], of which the first 9,216 are used where there are as many; or
+            images [number, C, H, W], the first 256 for losses (fewer if large) and 8,192 tokens' worth more.
         budget: see `Budget.parse`.
         policy: "sensitivity" (ablation times fit error, and a little depth), "density" (what attention reads
             from afar), "depth" (the middle first), or "manual": `layers`, whatever the budget.
         layers: of the manual policy.
         mixer: "ssd" or "s4d".   sparsity, spikes: of `Plan`.
-        context: tokens that an energy budget is meant for.
+        context: tokens that an energy budget is meant for; an image has its own.
         progress: draw bars on a terminal.
+        labels: classes [number] of images, for losses; None for those that the model finds likeliest.
 
     Raises:
         InputError: an unknown policy or budget, too few tokens, a model of another kind.
@@ -254,10 +261,15 @@ def plan(
         raise InputError('the policy "manual" takes its layers by name, the other policies choose them')
     count = model.config.num_hidden_layers
     wanted = Budget.parse(budget, count)
-    calibration = _sequences(tokens, model.config.vocab_size)
+    kind = modality(model)
+    losses, fits = kind.for_plan(tokens)
+    kind.check_labels(labels, tokens)
     whole = convert(model, [])
+    if policy == "density" and not whole.config.causal:
+        raise InputError('the policy "density" asks how far back attention looks; this one looks both ways')
     attentions = [layer for layer, kind in enumerate(whole.config.layer_types or []) if kind != SSM]
-    scores = _scores(whole, calibration, attentions, mixer, progress)
+    suffix = Suffix(whole, losses, None if labels is None else labels[: len(losses)])
+    scores = _scores(suffix, losses, fits, attentions, mixer, progress)
     for each in scores.values():
         each["cost"] = _cost(policy, each)
     order = sorted(attentions, key=lambda layer: scores[layer]["cost"])
@@ -266,14 +278,14 @@ def plan(
         if set(layers) - set(range(count)):
             raise InputError(f"no layer {max(set(layers) - set(range(count)))}: 0 to {count - 1}")
     else:
-        chosen = _chosen(wanted, order, scores, whole.config, sparsity, spikes, context)
+        chosen = _chosen(wanted, order, scores, whole.config, sparsity, spikes, kind.context(context))
     made = Plan(
         identity(model), wanted.text, policy,
         [_layer(each, whole.config, chosen, order, scores, policy) for each in range(count)],
         mixer, sparsity, spikes,
         [
-            f"scores from {calibration[0].numel():,} tokens for losses and {calibration[1].numel():,} for "
-            f"fits; dense loss {scores[attentions[0]].pop('dense'):.4f} nats per token"
+            f"scores from {kind.amount(losses):,} {kind.scored}s for losses and {kind.amount(fits):,} for "
+            f"fits; dense loss {scores[attentions[0]].pop('dense'):.4f} nats per {kind.scored}"
             if attentions
             else "no attention is left"
         ],
@@ -288,42 +300,25 @@ def plan(
 def identity(model: PreTrainedModel) -> dict[str, Any]:
     """What a plan remembers of its model."""
     config = model.config
-    weight = model.get_input_embeddings().weight.detach()
-    finite("model.embed_tokens.weight", weight)
+    kind = modality(model)
+    name, weight = kind.embeddings(model)
+    weight = weight.detach()
+    finite(name, weight)
     sample = weight.flatten()[:: max(1, weight.numel() // 4096)].float().cpu().numpy().tobytes()
     return {
         "layers": config.num_hidden_layers,
         "features": config.hidden_size,
-        "vocabulary": config.vocab_size,
+        kind.outputs: kind.number,
         "embeddings": hashlib.sha256(sample).hexdigest()[:16],
     }
 
 
-def _sequences(tokens: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Ids [B, L] for losses and for fits."""
-    if tokens.ndim != 1 or tokens.is_floating_point():
-        raise InputError(f"expected token ids [number], got {tokens.dtype} {list(tokens.shape)}")
-    length = min(512, len(tokens) // 4)
-    if length < 16:
-        raise InputError(f"{len(tokens):,} tokens are too few to plan on; 64 are the least, 9,216 enough")
-    if tokens.min() < 0 or tokens.max() >= vocabulary:
-        raise InputError(f"token ids must be 0 to {vocabulary - 1}, got {tokens.min()} to {tokens.max()}")
-    rows = tokens[: len(tokens) // length * length].view(-1, length)
-    losses = max(1, min(LOSS_TOKENS // length, len(rows) // 4))
-    return rows[:losses], rows[losses : losses + max(2, FIT_TOKENS // length)]
-
-
 def _scores(
-    model: MarForCausalLM,
-    calibration: tuple[Tensor, Tensor],
-    layers: Sequence[int],
-    mixer: str,
-    progress: bool,
+    suffix: Suffix, losses: Tensor, fits: Tensor, layers: Sequence[int], mixer: str, progress: bool
 ) -> dict[int, dict[str, float]]:
-    losses, fits = calibration
+    model = suffix.model
     count = model.config.num_hidden_layers
     scores: dict[int, dict[str, float]] = {}
-    suffix = Suffix(model, losses)
     for layer in track(layers, "what each attention is worth", progress):
         with replaced(model.model.layers[layer], "self_attn", Nothing()):
             cost = suffix.cost(layer)
@@ -333,22 +328,24 @@ def _scores(
         }  # fmt: skip
     for layer, density in _densities(model, losses, layers).items():
         scores[layer].update(density)
+    together = suffix.kind.together(BATCH, len(fits))
     held = max(1, len(fits) // 4)
-    seen = observed_in_groups(model, fits, layers, FIT_GIB)
+    seen = observed_in_groups(model, fits, layers, FIT_GIB, together)
     for layer, (into, out) in zip(layers, track(seen, "fits", progress, len(layers)), strict=True):
         untrained = mixer_for(model, layer, mixer=mixer)
-        fit(untrained, into[:-held], out[:-held])
-        scores[layer]["fit_error"] = relative_error(untrained, into[-held:], out[-held:])
+        fit(untrained, into[:-held], out[:-held], together)
+        scores[layer]["fit_error"] = relative_error(untrained, into[-held:], out[-held:], together)
     return scores
 
 
-def _densities(model: MarForCausalLM, tokens: Tensor, layers: Sequence[int]) -> dict[int, dict[str, float]]:
+def _densities(model: MarPreTrainedModel, rows: Tensor, layers: Sequence[int]) -> dict[int, dict[str, float]]:
     """Entropy, sink and far mass of attention weights, means over heads and tokens."""
+    kind = modality(model)
     found: dict[int, dict[str, float]] = {}
 
     def watch(layer: int) -> Any:
         def hook(module: Any, args: Any, out: Any) -> None:
-            found[layer] = density(out[1].float())
+            found[layer] = density(out[1].float(), model.config.causal)
 
         return hook
 
@@ -357,7 +354,7 @@ def _densities(model: MarForCausalLM, tokens: Tensor, layers: Sequence[int]) -> 
     model.config._attn_implementation = "eager"  # the one that gives weights
     try:
         with torch.no_grad():
-            model.model(tokens[:1].to(model.device), use_cache=False)
+            kind.run(model, rows[: kind.together(BATCH, len(rows))])
     finally:
         model.config._attn_implementation = usual
         for hook in hooks:
@@ -365,9 +362,15 @@ def _densities(model: MarForCausalLM, tokens: Tensor, layers: Sequence[int]) -> 
     return found
 
 
-def density(weights: Tensor) -> dict[str, float]:
-    """Of weights [B, H, L, L]: what the tokens behind the first `FAR`, or the first half, look at."""
+def density(weights: Tensor, causal: bool = True) -> dict[str, float]:
+    """Of weights [B, H, L, L]: what the tokens behind the first `FAR`, or the first half, look at.
+
+    Where attention isn't causal all tokens count, and none of them is far.
+    """
     length = weights.shape[-1]
+    if not causal:
+        entropy = torch.special.entr(weights).sum(-1) / math.log(length)
+        return {"entropy": entropy.mean().item(), "sink": weights[..., 0].mean().item()}
     far = min(FAR, length // 2)
     rows = weights[..., far + 1 :, :]
     ages = torch.arange(length)[far + 1 :, None] - torch.arange(length)

@@ -1,4 +1,4 @@
-"""Operations of one token, from a configuration alone: for plans, and for models too large to run here.
+"""Operations of one token or image, from a configuration alone: for plans, and models too large to run here.
 
 What a projection multiplies follows from its shape, what attention reads from the context, what spikes add
 from their rate. `marsnn.energy.count` counts the same on a model that runs; the tests compare the two.
@@ -7,13 +7,22 @@ Norms, activations, softmax and RoPE are left out: below a hundredth of the whol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from marsnn.energy import OperationCounts, load_table
+from marsnn.energy import LayerCounts, OperationCounts, load_table
 from marsnn.errors import InputError
-from marsnn.refine.config import ATTENTION, SLIDING, SSM, MarConfig
+from marsnn.refine.config import (
+    ATTENTION,
+    SLIDING,
+    SSM,
+    MarConfig,
+    MarVisionConfig,
+    image_tokens,
+    sides,
+)
 
 RATES = {4: 0.39, 6: 0.37}
 """Spikes per neuron and step of ATMN by T, tau = 1/2, fires at V / 2, as measured on SmolLM2-135M."""
@@ -44,10 +53,16 @@ def projections(config: MarConfig, kind: str) -> list[Projection]:
         found.append(Projection("z_proj", "mixer_in", D, H))
     if kind == SSM and config.mixer == "ssd":
         found.append(Projection("a_proj", "mixer_in", D, heads))
-    return [
-        *found, Projection("gate_proj", "ffn_in", D, F), Projection("up_proj", "ffn_in", D, F),
-        Projection("down_proj", "ffn_out", F, D),
-    ]  # fmt: skip
+    if config.gated_ffn:
+        found.append(Projection("gate_proj", "ffn_in", D, F))
+    return [*found, Projection("up_proj", "ffn_in", D, F), Projection("down_proj", "ffn_out", F, D)]
+
+
+def head(config: MarConfig) -> Projection:
+    """The linear map behind the last layer."""
+    if isinstance(config, MarVisionConfig):
+        return Projection("classifier", None, config.hidden_size, config.num_labels)
+    return Projection("lm_head", None, config.hidden_size, config.vocab_size)
 
 
 def token_counts(
@@ -57,6 +72,8 @@ def token_counts(
     steps: int | None = None,
 ) -> OperationCounts:
     """Operations of the token that follows `context - 1` others, by layer and projection.
+
+    Of an image classifier: those of the class token.
 
     Args:
         config: with its SSM layers, sparsity and spikes.
@@ -80,7 +97,7 @@ def token_counts(
             keep = 1.0
             if config.sparsity is not None and each.name == "down_proj":
                 keep = config.sparsity["keep"][index]
-            if spikes is not None and each.site in spikes["sites"]:
+            if spikes is not None and each.site is not None and each.site in spikes["sites"]:
                 masked = keep if config.sparsity and config.sparsity["mode"] == "mask" else 1.0
                 layer.ac = round(dense * masked * _rate(rates, index, each.site) * counts.steps)
                 layer.dense_ac = dense * counts.steps
@@ -99,9 +116,28 @@ def token_counts(
         else:
             seen = context if kind != SLIDING else min(context, config.sliding_window or context)
             mixing.mac = mixing.dense_mac = 2 * heads * width * seen
+        if kind == SSM and not config.causal:  # both ways
+            mixing.mac, mixing.mul, mixing.add = 2 * mixing.mac, 2 * mixing.mul, 2 * mixing.add
         mixing.baseline_mac = mixing.mac if kind != SSM else 0
-    head = counts.layer("lm_head")
-    head.mac = head.dense_mac = head.baseline_mac = config.hidden_size * config.vocab_size
+    last = head(config)
+    behind = counts.layer(last.name)
+    behind.mac = behind.dense_mac = behind.baseline_mac = last.inputs * last.outputs
+    return counts
+
+
+def image_counts(
+    config: MarVisionConfig, rates: Mapping[str, float] | float | None = None, steps: int | None = None
+) -> OperationCounts:
+    """Operations of one image: the layers' of each of its tokens, those of patches, the classifier's once."""
+    tokens, last = image_tokens(config), head(config).name
+    of_token = token_counts(config, tokens, rates, steps)
+    counts = OperationCounts(tokens=1, steps=of_token.steps)
+    patches = counts.layer("model.embeddings.patch_embeddings.projection")
+    size = math.prod(sides(config.patch_size)) * config.num_channels
+    patches.mac = patches.dense_mac = patches.baseline_mac = (tokens - 1) * size * config.hidden_size
+    for name, each in of_token.layers.items():
+        times = 1 if name == last else tokens
+        counts.layers[name] = LayerCounts(**{key: times * value for key, value in vars(each).items()})
     return counts
 
 
@@ -117,7 +153,8 @@ def dense_of(config: MarConfig) -> MarConfig:
     """The same Transformer with attention in every layer, dense feed-forward nets and no spikes."""
     usual = ATTENTION if config.sliding_window is None else SLIDING
     kinds = [usual if kind == SSM else kind for kind in config.layer_types or []]
-    return MarConfig(**{**config.to_dict(), "layer_types": kinds, "sparsity": None, "spikes": None})
+    changed = {"layer_types": kinds, "sparsity": None, "spikes": None}
+    return type(config)(**{**config.to_dict(), **changed})
 
 
 def budget_ratio(
@@ -127,12 +164,12 @@ def budget_ratio(
     spikes: Mapping[str, Any] | None,
     context: int,
 ) -> float:
-    """Energy of a refined model in that of the dense one, at 45 nm and fp32."""
+    """Energy of a refined model in that of the dense one, of a token or an image, at 45 nm and fp32."""
     kinds = [SSM if layer in ssm_layers else kind for layer, kind in enumerate(config.layer_types or [])]
     keep = None
     if sparsity is not None:
         keep = {**sparsity, "keep": sparsity.get("keep", 1.0)}
-    refined = MarConfig(
+    refined = type(config)(
         **{
             **config.to_dict(),
             "layer_types": kinds,
@@ -143,8 +180,13 @@ def budget_ratio(
     steps = int((spikes or {}).get("settings", {}).get("steps", 4))
     rate = RATES.get(steps, 0.4)
     table = load_table("45nm-fp32")
-    dense = table.spiking_pj(token_counts(dense_of(config), context).total)
-    return table.spiking_pj(token_counts(refined, context, rate).total) / dense
+
+    def energy(of: MarConfig) -> float:
+        sees = isinstance(of, MarVisionConfig)
+        counts = image_counts(of, rate) if sees else token_counts(of, context, rate)
+        return table.spiking_pj(counts.total)
+
+    return energy(refined) / energy(dense_of(config))
 
 
 def token_bytes(config: MarConfig, context: int, size: int = 4) -> int:
@@ -152,7 +194,7 @@ def token_bytes(config: MarConfig, context: int, size: int = 4) -> int:
     heads = config.num_attention_heads
     kv_heads = config.num_key_value_heads or heads
     width = config.head_dim or config.hidden_size // heads
-    total = config.hidden_size * config.vocab_size
+    total = head(config).inputs * head(config).outputs
     for index, kind in enumerate(config.layer_types or []):
         for each in projections(config, kind):
             keep = 1.0

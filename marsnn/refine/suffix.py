@@ -14,86 +14,73 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from marsnn.errors import InputError, NonFiniteError
-from marsnn.refine.model import MASKS, MarForCausalLM
+from marsnn.errors import NonFiniteError
+from marsnn.refine.modality import modality
+from marsnn.refine.model import MarPreTrainedModel
 
 
 class Cost(NamedTuple):
-    """Against the model as it was, per token."""
+    """Against the model as it was, per prediction: of each token of text, or of each image."""
 
     nats: float
-    """Increase of the cross-entropy of the next token."""
+    """Increase of the cross-entropy, of the next token or of the class."""
     kl: float
     """Kullback-Leibler divergence of the predictions, model || changed model."""
 
 
 class Suffix:
-    """Streams [B, L, D] of a model on tokens, and what changes of single layers cost.
+    """Streams [B, L, D] of a model on data, and what changes of single layers cost.
 
     Args:
-        model: a MarForCausalLM; changed layer by layer between calls of `cost`.
-        tokens: ids [B, L].
+        model: a refined model; changed layer by layer between calls of `cost`.
+        rows: ids [B, L], or images [B, C, H, W].
+        labels: classes [B] of images; None for those that the model as it is finds likeliest.
 
     Attributes:
-        nats: cross-entropy of the next token by the model as it is.
+        nats: cross-entropy of the model as it is.
     """
 
-    def __init__(self, model: MarForCausalLM, tokens: Tensor) -> None:
-        if tokens.ndim != 2 or tokens.shape[1] < 2:
-            raise InputError(f"expected token ids [B, L] with L >= 2, got {list(tokens.shape)}")
-        self.model, self.tokens = model, tokens.to(model.device)
+    def __init__(self, model: MarPreTrainedModel, rows: Tensor, labels: Tensor | None = None) -> None:
+        self.model, self.kind = model, modality(model)
         self.streams: list[Tensor] = []
-        self.arguments: dict[str, Any] = {}
+        self.arguments: list[dict[str, Any]] = []
         hooks = [
             layer.register_forward_pre_hook(self._keep, with_kwargs=True) for layer in model.model.layers
         ]
         try:
             with torch.no_grad():
-                last = model.model(self.tokens, use_cache=False).last_hidden_state
+                self.predicted = self.kind.predictions(model, self.kind.run(model, rows))
         finally:
             for hook in hooks:
                 hook.remove()
-        with torch.no_grad():
-            self.predicted = self._heads(last)
+        self.targets = self.kind.targets(rows, self.predicted, labels)
         self.nats = self._cross_entropy(self.predicted)
         if not self.nats < float("inf"):
-            raise NonFiniteError("the model predicts NaN on the calibration tokens")
+            raise NonFiniteError("the model predicts NaN on the calibration data")
 
     def _keep(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self.streams.append(args[0])
-        self.arguments = {key: kwargs[key] for key in ("position_embeddings", "position_ids")}
+        self.arguments.append(kwargs)
 
     def cost(self, layer: int) -> Cost:
         """What the model's layers from `layer` on, as they are now, lose against the model as it was."""
-        types = self.model.config.layer_types or []
         stream = self.streams[layer]
-        shared = {
-            "config": self.model.config, "inputs_embeds": stream, "attention_mask": None,
-            "past_key_values": None, "position_ids": self.arguments["position_ids"],
-        }  # fmt: skip
         with torch.no_grad():
-            for kind, each in list(zip(types, self.model.model.layers, strict=True))[layer:]:
-                stream = each(
-                    stream, attention_mask=MASKS[kind](**shared), past_key_values=None, use_cache=False,
-                    **self.arguments,
-                )  # fmt: skip
-            found = self._heads(self.model.model.norm(stream))
+            for each, arguments in list(zip(self.model.model.layers, self.arguments, strict=True))[layer:]:
+                stream = each(stream, **arguments)
+            found = self.kind.predictions(self.model, self.model.model.norm(stream))
         kl = sum(
             F.kl_div(new, old, log_target=True, reduction="sum").item()
             for new, old in zip(found, self.predicted, strict=True)
         )
-        return Cost(self._cross_entropy(found) - self.nats, kl / self.tokens.numel())
-
-    def _heads(self, last: Tensor) -> list[Tensor]:
-        """Logarithms of probabilities of each sequence [L, V]."""
-        return [self.model.lm_head(sequence).float().log_softmax(-1) for sequence in last]
+        return Cost(self._cross_entropy(found) - self.nats, kl / sum(map(len, self.predicted)))
 
     def _cross_entropy(self, predicted: list[Tensor]) -> float:
         total = sum(
-            F.nll_loss(each[:-1], ids[1:], reduction="sum").item()
-            for each, ids in zip(predicted, self.tokens, strict=True)
+            F.nll_loss(each[: len(wanted)], wanted, reduction="sum").item()
+            for each, wanted in zip(predicted, self.targets, strict=True)
         )
-        return total / (self.tokens.numel() - len(self.tokens))
+        return total / sum(map(len, self.targets))
 
 
 @contextmanager

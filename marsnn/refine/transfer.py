@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 
 from marsnn.checks import finite
 from marsnn.errors import InputError, NonFiniteError
-from marsnn.refine.config import config_from
-from marsnn.refine.model import MarForCausalLM, MarMixer, layers_of
+from marsnn.refine.config import MarVisionConfig, config_from
+from marsnn.refine.model import MarForCausalLM, MarMixer, MarPreTrainedModel, layers_of
+from marsnn.refine.vision import MarForImageClassification, renamed
 from marsnn.ssm import SSDCore
 
 OPEN = 1.2784645427610738
@@ -30,11 +31,13 @@ RIDGE = 1e-3
 """Of each feature's own mean square (slow heads have small ones): keeps the fit from using mere noise."""
 
 
-def convert(model: PreTrainedModel, ssm_layers: Sequence[int], **changes: Any) -> MarForCausalLM:
-    """A copy of a Llama-shaped model with untrained state space layers for the attentions in `ssm_layers`.
+def convert(model: PreTrainedModel, ssm_layers: Sequence[int], **changes: Any) -> MarPreTrainedModel:
+    """A copy of a Transformer with untrained state space layers for the attentions in `ssm_layers`.
 
     Args:
-        model: a LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM or MarForCausalLM; left as it is.
+        model: a LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM or MarForCausalLM, which gives a
+            MarForCausalLM; a ViTForImageClassification or MarForImageClassification, which gives the
+            latter. It is left as it is.
         ssm_layers: indices of layers; empty for the same model under our classes.
         changes: fields of `MarConfig`, say mixer="s4d".
 
@@ -45,21 +48,25 @@ def convert(model: PreTrainedModel, ssm_layers: Sequence[int], **changes: Any) -
     for name, weight in model.named_parameters():
         finite(name, weight)
     dtype = next(model.parameters()).dtype
-    refined = MarForCausalLM(config).to(dtype=dtype, device=model.device)
-    missing, unexpected = refined.load_state_dict(model.state_dict(), strict=False)
+    sees = isinstance(config, MarVisionConfig)
+    kind = MarForImageClassification if sees else MarForCausalLM
+    refined = kind(config).to(dtype=dtype, device=model.device)
+    weights = renamed(model.state_dict()) if sees else model.state_dict()
+    missing, unexpected = refined.load_state_dict(weights, strict=False)
     new = sorted(set(config.ssm_layers) - set(getattr(model.config, "ssm_layers", ())))
     replaced = tuple(f"model.layers.{layer}.self_attn." for layer in new)
     wrong = [name for name in (*missing, *unexpected) if not name.startswith(replaced)]
     if wrong:
         raise InputError(f"these weights of the model don't fit the refined one: {', '.join(wrong[:3])}")
-    refined.generation_config = copy.deepcopy(model.generation_config)
+    if not sees:
+        refined.generation_config = copy.deepcopy(model.generation_config)
     with torch.no_grad():
         for layer in new:
             start(refined.mixer(layer))
     return refined.eval()
 
 
-def mixer_for(model: MarForCausalLM, layer: int, **changes: Any) -> MarMixer:
+def mixer_for(model: MarPreTrainedModel, layer: int, **changes: Any) -> MarMixer:
     """An untrained state space layer with the weights of a layer's attention; the model is left as it is."""
     config = config_from(model.config, [layer], **changes)
     attention = layers_of(model)[layer].self_attn
@@ -91,11 +98,12 @@ def start(mixer: MarMixer) -> None:
                 parameter.mul_(mixer.head_dim**-0.25)
 
 
-def fit(mixer: MarMixer, inputs: Tensor, targets: Tensor) -> None:
+def fit(mixer: MarMixer, inputs: Tensor, targets: Tensor, together: int = 1) -> None:
     """Set the output projection to the least-squares solution.
 
     Args:
         inputs: [B, L, D].   targets: [B, L, D].
+        together: sequences of a call.
 
     Raises:
         NonFiniteError: inputs or targets hold NaN.
@@ -108,9 +116,9 @@ def fit(mixer: MarMixer, inputs: Tensor, targets: Tensor) -> None:
     hook = mixer.o_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     try:
         with torch.no_grad():
-            for x, y in zip(inputs.split(1), targets.split(1), strict=True):
+            for x, y in zip(inputs.split(together), targets.split(together), strict=True):
                 mixer(x.to(weight.dtype))
-                features = seen.pop().transpose(0, 1).flatten(0, 1).double()  # [tokens, F]
+                features = seen.pop().transpose(0, 1).flatten(0, 1).double()  # [tokens, F], as y has them
                 features = torch.cat([features, torch.ones_like(features[:, :1])], 1)
                 gram += features.t() @ features
                 cross += features.t() @ y.flatten(0, 1).double()
@@ -128,11 +136,11 @@ def fit(mixer: MarMixer, inputs: Tensor, targets: Tensor) -> None:
             bias.copy_(solution[F])
 
 
-def relative_error(mixer: MarMixer, inputs: Tensor, targets: Tensor) -> float:
+def relative_error(mixer: MarMixer, inputs: Tensor, targets: Tensor, together: int = 1) -> float:
     """Mean squared error in the mean square of the targets; 1 is what a layer of zeros has."""
     wrong = whole = 0.0
     with torch.no_grad():
-        for x, y in zip(inputs.split(1), targets.split(1), strict=True):
+        for x, y in zip(inputs.split(together), targets.split(together), strict=True):
             found = mixer(x.to(mixer.o_proj.weight.dtype))[0].double()
             wrong += (found - y.double()).square().sum().item()
             whole += y.double().square().sum().item()

@@ -171,6 +171,13 @@ def test_refine_uses_the_tokens_of_the_plan_and_says_where_there_are_none(tmp_pa
         refine(teacher(), Plan.load(tmp_path / "plan.json"), QUICK)
 
 
+def test_the_other_mixer_can_be_planned_for_a_model_of_ours():
+    made = plan(convert(teacher(), []), TOKENS, 1, mixer="s4d")
+    model = refine(convert(teacher(), []), made, QUICK)
+    assert (model.config.mixer, model.config.ssm_layers) == ("s4d", made.ssm_layers)
+    assert "state_size" in model.config.mixer_settings
+
+
 def test_refining_goes_on_from_a_refined_model():
     first = refine(teacher(), plan(teacher(), TOKENS, 0, policy="manual", layers=[0]), QUICK)
     again = plan(first, TOKENS, 1)

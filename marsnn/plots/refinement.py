@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from marsnn.errors import InputError
 from marsnn.plots.style import INK, LIGHT, NEGATIVE, POSITIVE, axes_or_new, legend_above
 
-CYCLE = (INK, POSITIVE, "#009E73", NEGATIVE, "#CC79A7", "#B8860B", "#56B4E9")
+CYCLE = (INK, LIGHT, POSITIVE, "#009E73", NEGATIVE, "#CC79A7", "#B8860B", "#56B4E9")
 """One colour a checkpoint, in the order of the rows; the dense one is ink."""
 
 
@@ -99,6 +99,8 @@ def energy_curves(report: Mapping[str, Any], ax: Axes | None = None) -> Axes:
     rows = _rows(report)
     ax = axes_or_new(ax, 5.2, 3.6)
     for (name, row), color in zip(rows.items(), _colors(rows), strict=True):
+        if not row["energy"]:
+            continue
         contexts = [int(context) for context in row["energy"]]
         for table, style, label in (("45nm-fp32", "-", name), ("45nm-int8", ":", None)):
             shares = [row["energy"][str(context)][f"{table} ratio"] for context in contexts]
@@ -170,7 +172,7 @@ def pictures(report: Mapping[str, Any]) -> list[str]:
     """The pictures of a report, each an SVG to put into a page."""
     rows = _rows(report)
     drawn = [quality_bars(report)]
-    if next(iter(rows.values()))["energy"]:
+    if any(row["energy"] for row in rows.values()):
         drawn.append(energy_curves(report))
     if any(row.get("layers") for row in rows.values()):
         drawn.append(layer_curves(report))

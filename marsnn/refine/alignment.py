@@ -111,14 +111,14 @@ def align(
     left = [layer for layer in layers if layer not in found]
     if len(left) < len(layers):
         say(f"  {len(layers) - len(left)} of {len(layers)} layers stand in {folder}", progress)
-    started = time.perf_counter()
     taught = observed_in_groups(teacher, sequences, left, config.memory_gib, together)
     for number, (layer, seen) in enumerate(zip(left, taught, strict=True), 1):
         mixer = refined.mixer(layer)
         found[layer] = done = _learn(mixer, layer, *seen, config, together)
         if folder is not None:
             _write(mixer, Path(folder), done, key)
-        left_s = (time.perf_counter() - started) / number * (len(left) - number)
+        usual = sum(found[layer].seconds for layer in left[:number]) / number
+        left_s = usual * (len(left) - number)
         say(
             f"  layer {layer}: error {done.fitted:.3f} by the fit, {done.trained:.3f} trained, "
             f"{done.seconds:.0f} s ({number} of {len(left)}, about {duration(left_s)} left)",

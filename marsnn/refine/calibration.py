@@ -178,7 +178,8 @@ def firing_rates(model: MarPreTrainedModel) -> Iterator[dict[tuple[int, str], li
     listening = []
     for layer, block in enumerate(layers_of(model)):
         for site in SITES:
-            spiking = getattr(site_of(block, site)[0], site)
+            owner = block.self_attn if site.startswith("mixer") else block.mlp
+            spiking = getattr(owner, site, None)
             if spiking is not None:
                 heard = rates.setdefault((layer, site), [])
                 spiking.listener = lambda train, heard=heard: heard.append(_rate(train))

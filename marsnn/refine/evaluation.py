@@ -126,14 +126,39 @@ def evaluate(
                     "plan": plan_of(model),
                     **rows[name].summary(config.context, compared=teacher not in (None, name)),
                     **_tasks(model, tokenizer, config),
-                    "energy": energy_rows(model, rows[name].mean_rates(), config.contexts),
+                    "energy": energy_rows(model, rows[name].mean_rates(), config.contexts)
+                    if views[name].mixing
+                    else {},
                 }
+    _add_recovered(measured, views, teacher)
     first = next(iter(views.values())).model
     settings = {
         **asdict(config), "teacher": teacher, "device": str(first.device), "dtype": str(first.dtype),
     }  # fmt: skip
     told = (getattr(view.model, "refinement", None) for view in views.values())
     return Evaluation(measured, settings, next((each for each in told if each), None))
+
+
+def _add_recovered(
+    measured: dict[str, dict[str, Any]], views: Mapping[str, View], teacher: str | None
+) -> None:
+    """To state space layers' own row: how much of what leaving out their attentions costs they bring back."""
+    zeroed = next((name for name, view in views.items() if not view.mixing), None)
+    if teacher is None or zeroed is None:
+        return
+    own = next(
+        name for name, view in views.items()
+        if view.model is views[zeroed].model and view.mixing and not view.spiking and not view.sparse
+    )  # fmt: skip
+    nats = {
+        name: {source: text["nats"] for source, text in measured[name]["texts"].items()}
+        for name in (teacher, zeroed, own)
+    }
+    measured[own]["recovered"] = {
+        source: (nats[zeroed][source] - nats[own][source]) / (nats[zeroed][source] - dense)
+        for source, dense in nats[teacher].items()
+        if nats[zeroed][source] > dense
+    }
 
 
 def _check(views: Mapping[str, View], config: EvaluationConfig, teacher: str | None) -> None:

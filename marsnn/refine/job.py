@@ -30,7 +30,7 @@ from marsnn.progress import say
 from marsnn.refine.alignment import AlignConfig
 from marsnn.refine.config import checked_spikes
 from marsnn.refine.evaluation import Evaluation, EvaluationConfig, evaluate
-from marsnn.refine.loading import encoded, load_model, load_tokenizer
+from marsnn.refine.loading import encoded, load_model, load_tokenizer, quietly
 from marsnn.refine.model import MarForCausalLM
 from marsnn.refine.pipeline import RefineConfig, refine
 from marsnn.refine.planner import Plan, plan
@@ -140,7 +140,7 @@ def save_refined(model: MarForCausalLM, tokenizer: Any, folder: Path) -> None:
         FileError: it can't be written; what was written before is left as it was.
     """
     (folder / DONE).unlink(missing_ok=True)
-    with new_folder(folder / ".part") as beside:
+    with quietly(), new_folder(folder / ".part") as beside:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
     for file in sorted((folder / ".part").iterdir()):

@@ -31,7 +31,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
         raise FileError(f"{path}: not a model's folder (no config.json); save_pretrained() writes one")
     if not any(path.glob("*.safetensors")):
         raise FileError(f"{path}: no weights in safetensors; save the model with save_pretrained()")
-    with _quietly():
+    with quietly():
         try:
             config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -63,7 +63,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     path = Path(folder)
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise FileError(f"{path}: no tokenizer (tokenizer.json); save it beside the model")
-    with _quietly():
+    with quietly():
         try:
             return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # tokenizers raises bare Exceptions
@@ -78,7 +78,7 @@ def encoded(tokenizer: Any, source: str, most: int | None = None) -> Tensor:
     """
     enough = None if most is None else 8 * most  # no tokenizer's tokens are longer, on average
     text = read_text(source, enough)[:enough]
-    with _quietly():
+    with quietly():
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]
     if not len(ids):
         raise InputError(f"the text {source!r} holds no tokens")
@@ -100,7 +100,7 @@ def _enough_memory(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without transformers' bars and notes."""
     from transformers.utils import logging as theirs
 

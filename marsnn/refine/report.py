@@ -82,9 +82,10 @@ def _tasks(rows: dict[str, Any], width: int) -> str:
 
 
 def _energy(rows: dict[str, Any], width: int) -> str:
-    contexts = list(next(iter(rows.values()))["energy"])
-    if not contexts:
+    rows = {name: row for name, row in rows.items() if row["energy"]}
+    if not rows:
         return ""
+    contexts = list(next(iter(rows.values()))["energy"])
     lines = [
         "energy of a token, ESTIMATED from counted operations at 45 nm, in uJ (share of the dense model's at",
         "the same precision); memory traffic apart, in MB a token of fp32",
@@ -132,6 +133,10 @@ def _notes(evaluation: Evaluation) -> str:
         if by_site:
             told = ", ".join(f"{site} {sum(each) / len(each):.3f}" for site, each in by_site.items())
             lines.append(f"{name}: spikes per neuron and step: {told}")
+    for name, row in evaluation.rows.items():
+        if row.get("recovered"):
+            told = ", ".join(f"{source} {share:.0%}" for source, share in row["recovered"].items())
+            lines.append(f"{name}: of what leaving out these attentions costs, recovered: {told}")
     for name, row in evaluation.rows.items():
         example = row.get("continue", {}).get("example")
         if example:

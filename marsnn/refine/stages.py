@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from marsnn.refine.config import SITES
 from marsnn.refine.model import MarForCausalLM, layers_of, site_of
 from marsnn.refine.sparsity import MaskedLinear
-from marsnn.refine.suffix import replaced
+from marsnn.refine.suffix import Nothing, replaced
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,14 @@ class View:
     Attributes:
         model: any model; only a refined one has stages.
         sparse, spiking: whether sparse feed-forward nets and spikes, where it has them, take part.
+        mixing: whether state space layers do; without them nothing stands where their attentions stood,
+            which is what refining is measured against.
     """
 
     model: PreTrainedModel
     sparse: bool = True
     spiking: bool = True
+    mixing: bool = True
 
     @contextmanager
     def shown(self) -> Iterator[PreTrainedModel]:
@@ -37,17 +40,26 @@ class View:
                     stack.enter_context(_without_spikes(self.model))
                 if not self.sparse:
                     stack.enter_context(_without_sparsity(self.model))
+                if not self.mixing:
+                    for layer in self.model.config.ssm_layers:
+                        block = layers_of(self.model)[layer]
+                        stack.enter_context(replaced(block, "self_attn", Nothing()))
             yield self.model
 
 
 def stages(model: MarForCausalLM) -> dict[str, View]:
-    """Every stage of a refined model by the name of its row, the whole one last."""
+    """Every stage of a refined model by the name of its row, the whole one last.
+
+    The first is no stage but what the others are measured against: the same attentions left out.
+    """
     config = model.config
-    if not config.ssm_layers:
-        name = "attention"
-    else:
-        name = f"{len(config.ssm_layers)}/{config.num_hidden_layers} SSM"
-    found = {name: View(model, sparse=False, spiking=False)}
+    found: dict[str, View] = {}
+    name = "attention"
+    if config.ssm_layers:
+        share = f"{len(config.ssm_layers)}/{config.num_hidden_layers}"
+        found[f"{share} zeroed"] = View(model, sparse=False, spiking=False, mixing=False)
+        name = f"{share} SSM"
+    found[name] = View(model, sparse=False, spiking=False)
     if config.sparsity is not None:
         keep = config.sparsity["keep"]
         name += f" + FFN {sum(keep) / len(keep):.2g}"

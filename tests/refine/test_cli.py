@@ -122,7 +122,13 @@ def test_evaluate_against_the_model_it_came_from(call, source, refined, text, tm
     )  # fmt: skip
     assert code == 0
     rows = json.loads(told)["rows"]
-    assert list(rows) == ["dense", "2/4 SSM", "2/4 SSM + FFN 0.4", "2/4 SSM + FFN 0.4 + ATMN T=4"]
+    assert list(rows) == [
+        "dense",
+        "2/4 zeroed",
+        "2/4 SSM",
+        "2/4 SSM + FFN 0.4",
+        "2/4 SSM + FFN 0.4 + ATMN T=4",
+    ]
     assert (tmp_path / "report" / "report.html").read_text().count("<svg") == 5
     code, told, _ = call("evaluate", source, "--text", text, "--tokens", 65, "--context", 64, "--tasks", 0)
     assert code == 0

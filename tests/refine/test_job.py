@@ -47,7 +47,13 @@ def test_a_job_leaves_an_ordinary_model_and_says_what_it_did(job):
     told = json.loads((job.out / "refinement.json").read_text())
     assert told["plan"]["budget"] == "2"
     assert len(told["align"]) == 2
-    assert list(evaluation.rows) == ["dense", "2/4 SSM", "2/4 SSM + FFN 0.5", "2/4 SSM + FFN 0.5 + ATMN T=4"]
+    assert list(evaluation.rows) == [
+        "dense",
+        "2/4 zeroed",
+        "2/4 SSM",
+        "2/4 SSM + FFN 0.5",
+        "2/4 SSM + FFN 0.5 + ATMN T=4",
+    ]
     assert load_refined(job.out).refinement == told
 
 

@@ -257,6 +257,25 @@ def test_bfloat16_is_close_to_float32(mixer):
     assert tokens.shape == (2, 12)
 
 
+@mixers
+@pytest.mark.parametrize("placed", ["cpu", "auto", {"": "cpu"}], ids=["cpu", "auto", "by name"])
+def test_a_device_map_places_it(mixer, placed, tmp_path):
+    model, tokens = refined("hybrid", mixer), some_tokens()
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=placed)
+    assert torch.equal(again(tokens.to(again.device)).logits.cpu(), model(tokens).logits)
+
+
+@pytest.mark.parametrize("stack", ["hybrid", "pure"])
+def test_a_llamas_folder_loads_under_another_configuration(stack, tmp_path):
+    teacher().save_pretrained(tmp_path)
+    config = config_from(teacher().config, STACKS[stack])
+    model = MarForCausalLM.from_pretrained(tmp_path, config=config)
+    for name, weight in teacher().state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
+    assert model(some_tokens()).logits.isfinite().all()
+
+
 # ---- what is refused --------------------------------------------------------------------------------
 
 

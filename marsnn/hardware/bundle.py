@@ -166,7 +166,7 @@ def write(
 
 def tensors_of(graph: IntegerGraph) -> dict[str, NDArray[Any]]:
     """The arrays of every stage as they are written, by "stage/array"."""
-    tensors = {}
+    tensors: dict[str, NDArray[Any]] = {}
     for stage in graph.stages:
         tensors |= {f"{stage.name}/{key}": _narrow(getattr(stage, key)) for key in _ARRAYS}
         if stage.gate is not None:

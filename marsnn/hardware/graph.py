@@ -89,8 +89,9 @@ def extract(network: Network, inputs: int) -> Graph:
             weight, bias = _affine(linear, inputs)
             populations.append(_population(name, synapse, weight, bias, sender, receiver, steps))
         if isinstance(linear, GatedLinear):
-            gate = {"activation": linear.activation, "level": linear.level or 0.0}
-            populations[-1] = replace(populations[-1], kind="gate", **gate)
+            populations[-1] = replace(
+                populations[-1], kind="gate", activation=linear.activation, level=linear.level or 0.0
+            )
         sender = receiver
     return Graph(steps=steps, inputs=inputs, populations=tuple(populations))
 

@@ -43,8 +43,8 @@ MAX_SHIFT = 8
 """Extra low bits for the membrane: the leak of tau = 2 and of LIF rounds in them instead of in the code."""
 
 TABLE_STEP = 1 / 128
-"""Of the argument: with `LARGEST_TABLE` entries the table spans -16 to 16, at whose ends SiLU's share is 0 and
-1 to 15 bits. The step moves a share by at most 1/256 of itself, less than 8-bit weights move the argument."""
+"""Of the argument: with `LARGEST_TABLE` entries the table spans -16 to 16, at whose ends SiLU's share is 0
+and 1 to 15 bits. A step moves a share by at most 1/256 of itself, less than 8-bit weights move x."""
 
 SHARES: dict[str, Callable[[Reals], Reals]] = {"silu": lambda x: 1 / (1 + np.exp(-x))}
 """f of an activation x f(x)."""
@@ -290,8 +290,7 @@ def _as_multiplier(factor: Reals) -> tuple[Ints, Ints]:
 
 def _behind_gate(population: Population, unit: Reals) -> Stage:
     """ATMN that counts in the units [N] of the products it takes; no weights, so nothing to choose."""
-    none = np.zeros((len(unit), 0), dtype=np.int64)
-    stage, _ = _with_scale(population, none, 1, unit, 0)
+    stage, _ = _with_scale(population, population.weight, 1, unit, 0)
     return replace(
         stage,
         fire=np.minimum(stage.fire, STATE_MAX),

@@ -14,6 +14,7 @@ from marsnn.refine.alignment import AlignConfig, Aligned, align
 from marsnn.refine.cache import MarCache
 from marsnn.refine.calibration import add_spikes, firing_rates, sparsify
 from marsnn.refine.config import MarConfig
+from marsnn.refine.export import ffn_inputs, ffn_network
 from marsnn.refine.model import MarForCausalLM, MarModel
 from marsnn.refine.pipeline import RefineConfig, refine
 from marsnn.refine.planner import Plan, plan
@@ -31,6 +32,8 @@ __all__ = [
     "add_spikes",
     "align",
     "convert",
+    "ffn_inputs",
+    "ffn_network",
     "firing_rates",
     "plan",
     "refine",

@@ -149,7 +149,7 @@ def random_gate_case(seed: int) -> Case:
     if seed % 5:  # else the gate stands on the input itself
         kind = "lif" if seed % 5 == 4 else "atmn"
         decay = int(rng.integers(0, UNITY + 1)) if kind == "lif" else _decay(rng)
-        level = rng.integers(2000, 20000, width)
+        level = rng.integers(500, 8000, width)
         sender = Stage(
             "stage0", "linear0", kind, _arrival(kind, None), _weights(rng, width, width),
             rng.integers(-60, 61, width), level, level, 0, decay,

@@ -129,8 +129,9 @@ def test_the_table_is_the_activation(activation):
     exact = ACTIVATIONS[activation](x).numpy()
     error = np.abs(found - exact)
     assert error.max() < 0.002
-    near = np.abs(x.numpy()) < 6
-    assert (error[near] <= np.abs(exact[near]) / 230).all()
+    # a share is off by half a step, or a whole one at zero where it moves half as fast, and by rounding
+    inside = np.abs(x.numpy()) < 16 - TABLE_STEP
+    assert (error <= np.abs(exact) / 250 + np.abs(x.numpy()) / SHARE_MAX)[inside].all()
 
 
 # ---- quantization ------------------------------------------------------------------------------------
@@ -204,6 +205,7 @@ def test_rows_of_every_size_survive(tmp_path):
 
 def test_features_on_the_input_have_scales_of_their_own(tmp_path):
     network, x = ffn(), sample()
+    plain = export(network, x, tmp_path / "plain").golden.spikes
     x[..., 0] *= 1000
     with torch.no_grad():
         network["ffn_in"].log_threshold[0] += np.log(1000)
@@ -212,7 +214,8 @@ def test_features_on_the_input_have_scales_of_their_own(tmp_path):
     bundle = export(network, x, tmp_path / "bundle")
     assert bundle.input_scale.shape == (12,)
     assert bundle.input_scale[0] == pytest.approx(x[..., 0].abs().max().item() / 127)
-    assert all(row["end_to_end"] < 0.05 for row in bundle.report("drift")["layers"])
+    for name, spikes in bundle.golden.spikes.items():
+        assert (spikes != plain[name]).mean() < 0.002
 
 
 # ---- the certificate ---------------------------------------------------------------------------------
@@ -268,8 +271,9 @@ def test_realistic_width(tmp_path):
     assert verify(bundle.path, simulator="integer").ok
     drift = bundle.report("drift")
     assert [row["name"] for row in drift["layers"]] == ["ffn_in", "ffn_out"]
-    assert all(row["teacher_forced"] < 0.03 and row["end_to_end"] < 0.05 for row in drift["layers"])
-    assert drift["output"]["rms_error"] < 0.1 * drift["output"]["rms"]
+    # most slots that differ are last digits, worth little: the output shows it
+    assert all(row["teacher_forced"] < 0.08 and row["end_to_end"] < 0.15 for row in drift["layers"])
+    assert drift["output"]["rms_error"] < 0.05 * drift["output"]["rms"]
     assert bundle.report("placement")["fits"] is True
 
 
@@ -277,7 +281,8 @@ def test_realistic_width(tmp_path):
 def test_senders_of_every_kind(first, tmp_path):
     bundle = export(ffn(neuron=first), sample(), tmp_path / "bundle")
     assert bundle.golden.spikes["ffn_out"].any()
-    assert all(row["end_to_end"] < 0.1 for row in bundle.report("drift")["layers"])
+    output = bundle.report("drift")["output"]
+    assert output["rms_error"] < 0.06 * output["rms"]
 
 
 def test_a_gate_on_the_input_itself(tmp_path):

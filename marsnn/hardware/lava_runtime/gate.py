@@ -81,6 +81,7 @@ class PyGateFixed(SumModel):
 class PyGateFloat(Floating, PyGateFixed):
     """The product itself, by SiLU in float64."""
 
+    fire = amplitude = u = None
     up_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
     multiplier: np.ndarray = LavaPyType(np.ndarray, float)
     argument_shift: np.ndarray = LavaPyType(np.ndarray, float)

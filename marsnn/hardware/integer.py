@@ -27,9 +27,9 @@ Which one a stage has follows from its sender: the weight tau^t of a spike at st
 the accumulator between steps (tau = 1/2), by nothing (tau = 1, LIF) or by the step's own power of two
 (tau = 2).
 
-A gate computes x f(x) u of the two sums x and u of each of its N neurons once a token, for an activation
-x f(x) with f from 0 to 1 (SiLU: f is the logistic function). `table` holds f times 2^15; `>>` rounds toward
-zero here, for negative numbers too:
+A gate computes g f(g) u of the two sums g and u of each of its N neurons once a token, for an activation
+g f(g) with f from 0 to 1 (SiLU: f is the logistic function). `table` holds f times 2^15; `>>` rounds toward
+zero here (`toward_zero`), for negative numbers too:
 
     g, u  = clip(acc + bias)                   24 bit; rows 0 .. N-1 of weight and bias are g's, N .. 2N-1 u's
     place = (g * multiplier) >> argument_shift           a neuron's own g to the table's steps, 47 bit
@@ -37,8 +37,8 @@ zero here, for negative numbers too:
     y     = clip((g * table[place] * u) >> product_shift)          exact in 64 bit, then 24 bit
     y     = 0 where |y| < level
 
-f alone is tabulated, so a small x keeps its precision: only the share of it that passes is rounded. Beyond
-the table stand its ends, 0 and 2^15, so that x far below zero gives 0, and far above it gives x itself.
+f alone is tabulated, so a small g keeps its precision: only the share of it that passes is rounded. Beyond
+the table stand its ends, 0 and 2^15, so that a g far below zero gives 0, and one far above it g itself.
 
 This file computes stage by stage, all tokens at once. The runtime for Lava steps through time instead, and
 shares no code with it; `docs/lava.md` has the schedule.

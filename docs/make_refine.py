@@ -1,7 +1,7 @@
 """Write the tables and pictures of docs/refine.md from the kept reports:  python docs/make_refine.py
 
-Between its marks the page gets what `marsnn evaluate --speed` wrote into benchmarks/refine-*.json; the pictures are
-drawn from them too. README.md gets the rows of one of them.
+Between its marks the page gets what `marsnn evaluate --speed` wrote into benchmarks/refine-*.json; the
+pictures are drawn from them too. README.md gets the rows of one of them.
 """
 
 import json
@@ -86,9 +86,9 @@ def told(name: str) -> str:
     found = report(name)
     settings = found["settings"]
     lines = [
-        f"**`--budget {name}`**, quality at a context of {settings['context']:,} tokens, {settings['tokens']:,} "
-        f"tokens of each text, {settings['dtype'].removeprefix('torch.')}; energy estimated at 45 nm, in the dense "
-        "model's at the same precision.",
+        f"**`--budget {name}`**, quality at a context of {settings['context']:,} tokens, "
+        f"{settings['tokens']:,} tokens of each text, {settings['dtype'].removeprefix('torch.')}; energy "
+        "estimated at 45 nm, in the dense model's at the same precision.",
         "",
         quality(found),
     ]

@@ -17,6 +17,7 @@ from marsnn import neurons
 from marsnn import surrogate as surrogates
 from marsnn.errors import FileError, InputError, MarsnnError
 from marsnn.files import PathLike, write_bytes
+from marsnn.gated import GatedLinear
 from marsnn.network import LINEAR_MAPS, SEQUENCE_LAYERS, TOKEN_LAYERS, Network
 from marsnn.neurons.base import Neuron
 from marsnn.ssm import SequenceLayer
@@ -119,7 +120,7 @@ def _describe(name: str, layer: nn.Module) -> dict[str, Any]:
         return {"neuron": kind, "arguments": layer.constructor()}
     if KNOWN.get(kind) is not type(layer):
         raise InputError(f"{name}: can't save a {kind}; known are {', '.join(KNOWN)} and marsnn's neurons")
-    if isinstance(layer, SequenceLayer):
+    if isinstance(layer, SequenceLayer | GatedLinear):
         return {"layer": kind, "arguments": layer.constructor()}
     arguments = {key: _plain(getattr(layer, key)) for key in ARGUMENTS.get(kind, ())}
     if kind in WITH_BIAS:

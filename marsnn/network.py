@@ -11,10 +11,11 @@ may act on either. A neuron then takes the clock it integrates by:
 
     ATMN              decoded(): the train of the token is summed, the bias added once, all injected at t = 0
     LIF and the like  per_step(): each step's current and bias; a static activation is held
-    other layers      decoded(): once a token (activations, norms; state space layers, which remember tokens)
+    other layers      decoded(): once a token (activations, norms, gated maps; state space layers, which
+                      remember tokens)
 
 So the matmul before an ATMN is one matmul of the decoded value; `Network(..., unrolled=True)` runs the T
-matmuls instead, which agrees within rounding.
+matmuls instead, which agrees within rounding. The two maps of a `GatedLinear` likewise.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch.utils.checkpoint import checkpoint
 
 from marsnn.checks import count, finite
 from marsnn.errors import InputError, ShapeError, UnknownLayerError
+from marsnn.gated import GatedLinear
 from marsnn.neurons.adopted import adopt_layers
 from marsnn.neurons.base import Neuron
 from marsnn.ssm import S4D, SSD, SequenceLayer, SSDCore
@@ -62,6 +64,7 @@ TOKEN_LAYERS: tuple[type[nn.Module], ...] = (
     nn.RMSNorm,
     nn.MaxPool1d,
     nn.MaxPool2d,
+    GatedLinear,
 )
 """Layers that act once a token, on the decoded activation."""
 
@@ -349,6 +352,9 @@ class Network(nn.Module):
             output = Static(value, self.steps)
         elif isinstance(layer, LINEAR_MAPS):
             output = Mapped(name, layer, source, self.unrolled)
+        elif isinstance(layer, GatedLinear) and self.unrolled:
+            maps = (Mapped(name, part, source, True).decoded() for part in (layer.gate, layer.up))
+            output = Static(layer.combine(*maps), self.steps)
         else:
             output = Static(over_leading(layer, source.decoded(), 2), self.steps)
         for listener in listeners:

@@ -22,7 +22,7 @@ OPTIONAL = {"transformers", "snntorch", "spikingjelly", "nir", "sklearn", "lava"
 
 # Each row may import itself and the rows above it.
 ORDER = [
-    {"errors", "checks", "surrogate", "native", "linear"},
+    {"errors", "checks", "surrogate", "native", "linear", "gated"},
     {"neurons", "ssm"},
     {"network", "spiking"},
     {"record", "progress", "files", "simulator", "training", "data", "checkpoint"},

@@ -25,6 +25,7 @@ from marsnn.energy import arithmetic
 from marsnn.energy.counts import OperationCounts
 from marsnn.energy.events import SpikeCounter, book_neuron
 from marsnn.errors import InputError, MarsnnError, ShapeError
+from marsnn.gated import GatedLinear
 from marsnn.network import LINEAR_MAPS, Network, evaluating
 from marsnn.neurons.base import Neuron
 from marsnn.ssm import SequenceLayer
@@ -91,6 +92,7 @@ class Audit(TorchDispatchMode):
         self.names = {child: name or type(module).__name__ for name, child in module.named_modules()}
         self.scopes: list[str | None] = [self.names[module]]
         self.entered: set[nn.Module] = set()
+        self.from_spikes: set[nn.Module] = set()  # maps within a Network's layer, which its spikes book
         self.weights = {p.untyped_storage().data_ptr() for p in module.parameters() if p.numel()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -137,6 +139,8 @@ class Audit(TorchDispatchMode):
             for name, layer in network.layers.items():
                 for part in layer.modules():
                     self.names[part] = self._prefix(network) + name
+                if isinstance(layer, GatedLinear):
+                    self.from_spikes |= {layer.gate, layer.up}
         neurons = [child for child in self.module.modules() if isinstance(child, Neuron)]
         inside = {part for neuron in neurons for part in neuron.modules() if part is not neuron}
         with ExitStack() as stack:
@@ -158,7 +162,8 @@ class Audit(TorchDispatchMode):
 
     def _enter(self, module: nn.Module, args: Any) -> None:
         between_layers = self.scopes[-1] is QUIET and isinstance(module, (Neuron, *LINEAR_MAPS))
-        self.scopes.append(QUIET if between_layers else self.names[module])
+        quiet = between_layers or module in self.from_spikes
+        self.scopes.append(QUIET if quiet else self.names[module])
         self.entered.add(module)
 
     def _leave(self, module: nn.Module, args: Any, out: Any) -> None:

@@ -11,6 +11,8 @@ accumulate, so the counter reads the spikes themselves:
     pooled spikes, or a linear map of spikes       MACs every micro-step: no longer a spike train
     several of them, by skips                      each by its own rule; static values are added first
 
+The two maps of a `GatedLinear` are two linear layers of one source; its product is audited where it runs.
+
 `Identity`, `Flatten` and `Dropout` (off) hand on what they receive. Biases, and the sums where a skip meets
 a layer that is no synapse, are additions once a token. The decode weights themselves are free: V folds into
 the weights, tau^t is a shift where tau is a power of two; where it is not, the scaling is listed as
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 
 from marsnn.energy.arithmetic import is_ternary, layer_operations, pooling
 from marsnn.energy.counts import LayerCounts, OperationCounts
+from marsnn.gated import GatedLinear
 from marsnn.network import Mapped, Network, Signal, Static, Sum, Train, is_static, over_leading
 from marsnn.neurons.base import Neuron
 
@@ -70,7 +73,10 @@ class SpikeCounter:
         """Synapses, pools, skips; the arithmetic of other layers is audited where it happens."""
         booked = self.counts.layer(self.prefix + name)
         if isinstance(layer, SYNAPSES):
-            self._book_synapses(name, booked, layer, source, output)
+            self._book_synapses(name, booked, (layer,), source, output)
+            return
+        if isinstance(layer, GatedLinear):
+            self._book_synapses(name, booked, (layer.gate, layer.up), source, output)
             return
         value = source.decoded()
         self._book_skips(name, booked, value.numel())
@@ -83,29 +89,31 @@ class SpikeCounter:
             booked.bytes_moved += times * (value.numel() + result.numel()) * result.element_size()
 
     def _book_synapses(
-        self, name: str, booked: LayerCounts, layer: nn.Module, source: Signal, output: Signal
+        self, name: str, booked: LayerCounts, maps: tuple[nn.Module, ...], source: Signal, output: Signal
     ) -> None:
+        """Maps of the same source, each with results of the output's shape."""
         result = output.decoded()
         parts, joins = grouped(arrivals(source))
-        dense_of_a_token = 0
-        for kind, values in parts:
-            effective, dense = layer_operations(layer, values.flatten(0, 2))
-            setattr(booked, kind, getattr(booked, kind) + effective)
-            dense_kind = f"dense_{kind}"
-            setattr(booked, dense_kind, getattr(booked, dense_kind) + dense)
-            dense_of_a_token = dense // len(values)
-            booked.bytes_moved += values.numel() * values.element_size()
-        booked.baseline_mac += dense_of_a_token
         if isinstance(source, Sum):
             booked.add += joins
-        if layer.bias is not None:
-            booked.add += result.numel()
-        booked.bytes_moved += sum(p.numel() * p.element_size() for p in layer.parameters())
-        booked.bytes_moved += result.numel() * result.element_size()
+        booked.bytes_moved += sum(values.numel() * values.element_size() for _, values in parts)
+        for layer in maps:
+            dense_of_a_token = 0
+            for kind, values in parts:
+                effective, dense = layer_operations(layer, values.flatten(0, 2))
+                setattr(booked, kind, getattr(booked, kind) + effective)
+                dense_kind = f"dense_{kind}"
+                setattr(booked, dense_kind, getattr(booked, dense_kind) + dense)
+                dense_of_a_token = dense // len(values)
+            booked.baseline_mac += dense_of_a_token
+            if layer.bias is not None:
+                booked.add += result.numel()
+            booked.bytes_moved += sum(p.numel() * p.element_size() for p in layer.parameters())
+            booked.bytes_moved += result.numel() * result.element_size()
         for train in trains(source):
             if not scales_by_shifts(train):
                 scaling = f"decode weights of {type(train.neuron).__name__} at {self.prefix}{name}"
-                self.counts.leave_out(scaling, len(train.spikes) * result.numel())
+                self.counts.leave_out(scaling, len(maps) * len(train.spikes) * result.numel())
 
     def _book_skips(self, name: str, booked: LayerCounts, elements: int) -> None:
         booked.add += len(self.network.skips.get(name, ())) * elements

@@ -1,8 +1,8 @@
 """The bundle: a folder with everything that runs a network on a chip's simulator, and the proof of it.
 
     manifest.json      what the stages are, what their numbers are worth, the SHA-256 of every other file
-    tensors.npz        integers: weights, biases, levels
-    golden.npz         integers: the inputs, and the integer model's spikes and outputs for them
+    tensors.npz        integers: weights, biases, levels, a gate's numbers and table
+    golden.npz         integers: the inputs, and the integer model's spikes, products and outputs for them
     certificate.json   why no accumulator can overflow
     drift.json         how far the integers are from the trained floats (this is not parity)
     counts.json        operations per token     energy.json  what they cost by the named tables
@@ -41,12 +41,17 @@ from marsnn.files import (
 from marsnn.hardware.certificate import certify
 from marsnn.hardware.integer import (
     INPUT_MAX,
+    LARGEST_SHIFT,
     LARGEST_STEPS,
+    LARGEST_TABLE,
+    MULTIPLIER_MAX,
+    SHARE_MAX,
     STATE_MAX,
     STEP_ARRIVALS,
     SUM_ARRIVALS,
     UNITY,
     WEIGHT_MAX,
+    Gate,
     IntegerGraph,
     IntegerRun,
     Stage,
@@ -59,6 +64,14 @@ LARGEST_ARRAYS = 4 * 2**30  # bytes, unpacked
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _ARRAYS = ("weight", "bias", "fire", "amplitude")
+_GATE_ARRAYS = {
+    "multiplier": MULTIPLIER_MAX,
+    "argument_shift": LARGEST_SHIFT,
+    "product_shift": LARGEST_SHIFT,
+    "level": STATE_MAX,
+    "table": SHARE_MAX,
+}
+"""A gate's arrays -> their largest value; the least is 0."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +90,10 @@ class Bundle:
         return self.graph.steps
 
     @property
-    def input_scale(self) -> float:
-        """Real value of an input of 1."""
-        return float(self.manifest["input"]["scale"])
+    def input_scale(self) -> float | NDArray[np.float64]:
+        """Real value of an input of 1; [D] where each feature has its own."""
+        scale = self.manifest["input"]["scale"]
+        return np.asarray(scale, dtype=np.float64) if isinstance(scale, list) else float(scale)
 
     def report(self, name: str) -> Any:
         """One of the JSON files by its stem: "certificate", "drift", "counts", "energy", "placement"."""
@@ -118,11 +132,9 @@ def write(
     if target.is_dir() and not (target / "manifest.json").is_file() and any(target.iterdir()):
         raise FileError(f"{target}: is a folder with other things in it; choose another one")
     with new_folder(path) as folder:
-        tensors = {
-            f"{stage.name}/{key}": _narrow(getattr(stage, key)) for stage in graph.stages for key in _ARRAYS
-        }
-        write_bytes(folder / "tensors.npz", npz_bytes(tensors))
+        write_bytes(folder / "tensors.npz", npz_bytes(tensors_of(graph)))
         run: dict[str, NDArray[Any]] = {f"spikes/{name}": spikes for name, spikes in golden.spikes.items()}
+        run |= {f"products/{name}": products for name, products in golden.products.items()}
         run |= {f"outputs/{name}": sums for name, sums in golden.outputs.items()}
         counted = np.array([golden.saturations[stage.name] for stage in graph.stages], dtype=np.int64)
         run |= {"inputs": inputs.astype(np.int8), "saturations": counted}
@@ -152,15 +164,24 @@ def write(
     return replace(bundle, path=target)
 
 
+def tensors_of(graph: IntegerGraph) -> dict[str, NDArray[Any]]:
+    """The arrays of every stage as they are written, by "stage/array"."""
+    tensors: dict[str, NDArray[Any]] = {}
+    for stage in graph.stages:
+        tensors |= {f"{stage.name}/{key}": _narrow(getattr(stage, key)) for key in _ARRAYS}
+        if stage.gate is not None:
+            tensors |= {f"{stage.name}/{key}": _narrow(getattr(stage.gate, key)) for key in _GATE_ARRAYS}
+    return tensors
+
+
 def _row(stage: Stage, unit: NDArray[np.float64]) -> dict[str, Any]:
-    neurons, inputs = stage.weight.shape
     return {
         "name": stage.name,
         "synapse": stage.synapse,
         "kind": stage.kind,
         "arrival": stage.arrival,
-        "inputs": inputs,
-        "neurons": neurons,
+        "inputs": stage.inputs,
+        "neurons": stage.neurons,
         "shift": stage.shift,
         "decay": stage.decay,
         "reset": stage.reset,
@@ -198,7 +219,7 @@ def load(path: PathLike) -> Bundle:
         golden = _arrays(folder / "golden.npz")
         graph = _graph(folder, manifest, tensors)
         inputs, run = _golden(folder, manifest, graph, golden)
-        _positive(f"{folder}/manifest.json", "input.scale", manifest["input"]["scale"])
+        _input_scale(f"{folder}/manifest.json", manifest["input"])
         bundle = Bundle(folder, manifest, graph, inputs, run)
         if not isinstance(bundle.report("certificate"), dict):
             raise BundleError(f"{folder}/certificate.json: is no certificate; export it again")
@@ -284,18 +305,22 @@ def _graph(folder: Path, manifest: Mapping[str, Any], tensors: Mapping[str, NDAr
         raise BundleError(f"{where}: has no stages; export it again")
     for index, row in enumerate(rows):
         stage = _stage(where, row, tensors)
-        if stage.weight.shape[1] != width:
-            raise BundleError(f"{where}: {stage.name} takes {stage.weight.shape[1]} inputs, gets {width}")
+        if stage.inputs != width:
+            raise BundleError(f"{where}: {stage.name} takes {stage.inputs} inputs, gets {width}")
         if any(stage.name == other.name for other in stages):
             raise BundleError(f"{where}: two stages are named {stage.name}")
         if stage.kind == "readout" and index < len(rows) - 1:
             raise BundleError(f"{where}: {stage.name} is a readout, and not the last stage")
-        if (stage.arrival in ("once", "held")) != (index == 0):
+        if stage.kind == "gate" and index == len(rows) - 1:
+            raise BundleError(f"{where}: {stage.name} is a gate, and can't be the last stage")
+        behind_gate = index > 0 and stages[-1].kind == "gate"
+        fits = (stage.arrival in ("once", "held")) == (index == 0)
+        if not fits or (stage.arrival == "direct") != behind_gate:
             raise BundleError(
                 f"{where}: {stage.name} can't have arrival {stage.arrival!r} as stage {index + 1}"
             )
         stages.append(stage)
-        width = len(stage.weight)
+        width = stage.neurons
     graph = IntegerGraph(steps, tuple(stages), per_sample)
     for stage_row in certify(graph)["stages"]:
         if not stage_row["safe"]:
@@ -309,7 +334,7 @@ def _stage(where: str, row: Mapping[str, Any], tensors: Mapping[str, NDArray[Any
         if not isinstance(label, str) or not _NAME.fullmatch(label):
             raise BundleError(f"{where}: {label!r} is no name for a stage")
     kind, arrival = row["kind"], row["arrival"]
-    if kind not in ("atmn", "lif", "readout"):
+    if kind not in ("atmn", "lif", "readout", "gate"):
         raise BundleError(f"{where}: {name} is of unknown kind {kind!r}")
     known = STEP_ARRIVALS if kind == "lif" else SUM_ARRIVALS
     if arrival not in known:
@@ -323,8 +348,12 @@ def _stage(where: str, row: Mapping[str, Any], tensors: Mapping[str, NDArray[Any
         arrays[key] = tensors[f"{name}/{key}"].astype(np.int64)
     neurons = _whole(where, f"{name}.neurons", row["neurons"], 1, 2**31)
     inputs = _whole(where, f"{name}.inputs", row["inputs"], 1, 2**31)
-    levels = 0 if kind == "readout" else neurons
-    expected = {"weight": (neurons, inputs), "bias": (neurons,), "fire": (levels,), "amplitude": (levels,)}
+    levels = 0 if kind in ("readout", "gate") else neurons
+    sums = 2 * neurons if kind == "gate" else neurons
+    synapses = 0 if arrival == "direct" else inputs
+    if arrival == "direct" and (kind != "atmn" or inputs != neurons):
+        raise BundleError(f"{where}: {name} can't have arrival 'direct'; only as many ATMN neurons can")
+    expected = {"weight": (sums, synapses), "bias": (sums,), "fire": (levels,), "amplitude": (levels,)}
     for key, shape in expected.items():
         if arrays[key].shape != shape:
             raise BundleError(f"{where}: {name}/{key} is {list(arrays[key].shape)}, expected {list(shape)}")
@@ -346,8 +375,30 @@ def _stage(where: str, row: Mapping[str, Any], tensors: Mapping[str, NDArray[Any
         decay=_whole(where, f"{name}.decay", row["decay"], 0, 2 * UNITY),
         reset=row["reset"],
         carry=row["carry"],
+        gate=_gate(where, name, neurons, tensors) if kind == "gate" else None,
         **arrays,
     )
+
+
+def _gate(where: str, name: str, neurons: int, tensors: Mapping[str, NDArray[Any]]) -> Gate:
+    arrays = {}
+    for key, largest in _GATE_ARRAYS.items():
+        entry = f"{name}/{key}"
+        if entry not in tensors:
+            raise BundleError(f"{where}: tensors.npz lacks {entry}")
+        array = tensors[entry].astype(np.int64)
+        if key == "table":
+            if array.ndim != 1 or len(array) % 2 == 0 or len(array) > LARGEST_TABLE:
+                raise BundleError(
+                    f"{where}: {entry} is {list(array.shape)}, expected an odd number of entries up to "
+                    f"{LARGEST_TABLE}"
+                )
+        elif array.shape != (neurons,):
+            raise BundleError(f"{where}: {entry} is {list(array.shape)}, expected [{neurons}]")
+        if array.min() < 0 or array.max() > largest:
+            raise BundleError(f"{where}: {entry} leaves 0 to {largest}")
+        arrays[key] = array
+    return Gate(**arrays)
 
 
 def _golden(
@@ -367,14 +418,17 @@ def _golden(
             raise BundleError(f"{where}: {name} exceeds {largest}")
         return arrays[name]
 
-    inputs = take("inputs", (tokens, graph.stages[0].weight.shape[1]), INPUT_MAX)
+    inputs = take("inputs", (tokens, graph.stages[0].inputs), INPUT_MAX)
     run = IntegerRun()
     counted = take("saturations", (len(graph.stages),), 2**62)
     for stage, saturations in zip(graph.stages, counted, strict=True):
-        neurons = len(stage.weight)
+        neurons = stage.neurons
         if stage.kind == "readout":
             sums = take(f"outputs/{stage.name}", (tokens, neurons), STATE_MAX)
             run.outputs[stage.name] = sums.astype(np.int32)
+        elif stage.kind == "gate":
+            products = take(f"products/{stage.name}", (tokens, neurons), STATE_MAX)
+            run.products[stage.name] = products.astype(np.int32)
         else:
             spikes = take(f"spikes/{stage.name}", (tokens, graph.steps, neurons), 1)
             run.spikes[stage.name] = spikes.astype(np.int8)
@@ -385,6 +439,15 @@ def _golden(
 def _magnitude(array: NDArray[Any]) -> int:
     """Largest absolute value, exact for the least int64 too."""
     return max(-int(array.min()), int(array.max())) if array.size else 0
+
+
+def _input_scale(where: str, entry: Mapping[str, Any]) -> None:
+    """One number, or one for each feature."""
+    scales = entry["scale"] if isinstance(entry["scale"], list) else [entry["scale"]]
+    if isinstance(entry["scale"], list) and len(scales) != entry["size"]:
+        raise BundleError(f"{where}: input.scale has {len(scales)} values, expected {entry['size']}")
+    for value in scales:
+        _positive(where, "input.scale", value)
 
 
 def _positive(where: str, name: str, value: Any) -> None:

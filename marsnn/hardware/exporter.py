@@ -38,7 +38,7 @@ def export(
 
     Args:
         network: `Linear` maps with `ATMN` (tau = 1/2, 1 or 2) or `LIF` neurons between them, at the end a
-            neuron or a `Linear` readout.
+            neuron or a `Linear` readout. A `GatedLinear` may stand for a Linear before an ATMN.
         sample: x [L, B, D], representative inputs. They set the input scale and become the golden run.
         path: the bundle's folder, replaced if it is a bundle already.
         target, mode: "lava" and "window", the faithful train of T steps a token.
@@ -78,7 +78,11 @@ def export(
             "marsnn": marsnn.__version__,
             "target": target,
             "mode": mode,
-            "input": {"size": sample.shape[-1], "scale": quantized.input_scale, "max": integer.INPUT_MAX},
+            "input": {
+                "size": sample.shape[-1],
+                "scale": np.asarray(quantized.input_scale).tolist(),
+                "max": integer.INPUT_MAX,
+            },
         },
         units=quantized.units,
         reports={
@@ -106,7 +110,8 @@ def drift(
     """How far the integers are from the trained floats' `recording`; not parity, which is integers in Lava.
 
     Per layer: the share of spike slots that differ when every layer gets the float network's own spikes
-    ("teacher_forced", its own rounding) and when it gets the integers before it ("end_to_end").
+    ("teacher_forced", its own rounding) and when it gets the integers before it ("end_to_end"). A gate has
+    no spikes: it counts as a part of the neurons behind it.
     """
     floats = {name: in_order(np.swapaxes(spikes, 1, 2)) for name, spikes in recording.spikes.items()}
     rows = []
@@ -115,6 +120,9 @@ def drift(
         alone, _ = integer.run_stage(quantized.graph, stage, signal)
         if stage.kind == "readout":
             break
+        if stage.kind == "gate":  # its rounding shows in the spikes of the neurons behind it
+            signal = alone
+            continue
         expected = floats[stage.name]
         rows.append(
             {

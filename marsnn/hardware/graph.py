@@ -5,7 +5,7 @@ Reads the network, refuses what has no exact image, and lists all refusals at on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from marsnn.errors import ExportError
+from marsnn.gated import GatedLinear
 from marsnn.hardware.certificate import LARGEST_DOUBLINGS
 from marsnn.hardware.integer import ATMN_DECAYS, LARGEST_STEPS, Arrival, Kind
 from marsnn.network import Network
@@ -28,20 +29,26 @@ SILENT = (nn.Identity, nn.Dropout)
 
 @dataclass(frozen=True)
 class Population:
-    """A linear map and the neurons that it drives (or a readout), in real numbers."""
+    """A linear map and the neurons that it drives (or a readout, or a gate), in real numbers.
+
+    A gate's weight and bias are those of its two maps, one below the other. What follows a gate takes the
+    products themselves: it has no weight.
+    """
 
     name: str
     synapse: str
     kind: Kind
     arrival: Arrival
-    weight: Reals  # [N, M], with what a spike of each sender is worth folded into its column
-    bias: Reals  # [N]
-    threshold: Reals  # [N] amplitude of a spike; empty for a readout
+    weight: Reals  # [N, M], with what a spike of each sender is worth folded into its column; [2N, M]; [N, 0]
+    bias: Reals  # [N] or [2N]
+    threshold: Reals  # [N] amplitude of a spike; empty for a readout and a gate
     fire_at: float = 1.0
     tau: float = 1.0  # ATMN
     beta: float = 1.0  # LIF
     reset: Literal["subtract", "zero"] = "subtract"
     carry: Literal["token", "sequence"] = "token"
+    activation: str = ""  # gate
+    level: float = 0.0  # gate
 
 
 @dataclass(frozen=True)
@@ -72,33 +79,53 @@ def extract(network: Network, inputs: int) -> Graph:
         raise ExportError(refusals)
 
     steps = network.steps
-    populations = []
+    populations: list[Population] = []
     sender: Neuron | None = None
     for name, synapse, linear, receiver in pairs:
-        weight, bias = _affine(linear, inputs)
-        populations.append(_population(name, synapse, weight, bias, sender, receiver, steps))
+        if populations and populations[-1].kind == "gate":
+            assert isinstance(receiver, ATMN)
+            populations.append(_behind_gate(name, synapse, populations[-1], receiver))
+        else:
+            weight, bias = _affine(linear, inputs)
+            populations.append(_population(name, synapse, weight, bias, sender, receiver, steps))
+        if isinstance(linear, GatedLinear):
+            populations[-1] = replace(
+                populations[-1], kind="gate", activation=linear.activation, level=linear.level or 0.0
+            )
         sender = receiver
     return Graph(steps=steps, inputs=inputs, populations=tuple(populations))
 
 
-Pair = tuple[str, str, nn.Linear | None, Neuron | None]
+Pair = tuple[str, str, nn.Linear | GatedLinear | None, Neuron | None]
 
 
 def _pairs(network: Network, inputs: int, refusals: list[str]) -> list[Pair]:
-    """(name, synapse's name, linear map or None for the identity, neuron or None for a readout)."""
+    """(name, synapse's name, map or None for the identity, neuron or None for a readout and a gate)."""
     pairs: list[Pair] = []
     pending: tuple[str, nn.Linear] | None = None
+    gate = ""  # the one that still waits for its neuron
     for name, layer in network.layers.items():
         if isinstance(layer, SILENT):
             continue
-        if isinstance(layer, nn.Linear):
+        behind, gate = gate, ""
+        if behind and not isinstance(layer, ATMN):
+            refusals.append(f"{name}: follows {behind}, whose products only an ATMN takes; put one between")
+        if type(layer) is GatedLinear:
+            if pending is not None:
+                refusals.append(
+                    f"{name}: follows {pending[0]} with no neuron between; merge {pending[0]} into both maps"
+                )
+                pending = None
+            pairs.append((name, name, layer, None))
+            gate = name
+        elif isinstance(layer, nn.Linear):
             if pending is not None:
                 refusals.append(
                     f"{name}: follows {pending[0]} with no neuron between; merge the two into one Linear"
                 )
             pending = (name, layer)
         elif isinstance(layer, Neuron):
-            if pending is None and pairs:
+            if pending is None and pairs and not behind:
                 refusals.append(f"{name}: follows a neuron directly; put a Linear between them")
             synapse, linear = pending if pending is not None else (f"{name}.input", None)
             pairs.append((name, synapse, linear, layer))
@@ -106,8 +133,10 @@ def _pairs(network: Network, inputs: int, refusals: list[str]) -> list[Pair]:
         else:
             refusals.append(
                 f"{name}: {type(layer).__name__} has no exact form in this mode; "
-                "window mode maps Linear, ATMN, TMN and LIF"
+                "window mode maps Linear, GatedLinear, ATMN, TMN and LIF"
             )
+    if gate:
+        refusals.append(f"{gate}: is last, and only an ATMN takes its products; put one behind it")
     if pending is not None:
         pairs.append((pending[0], pending[0], pending[1], None))
     return pairs
@@ -145,9 +174,12 @@ def _unmappable(neuron: Neuron | None) -> list[str]:
     return [f"{type(neuron).__name__} has no integer form in this mode; window mode maps ATMN, TMN and LIF"]
 
 
-def _affine(linear: nn.Linear | None, inputs: int) -> tuple[Reals, Reals]:
+def _affine(linear: nn.Linear | GatedLinear | None, inputs: int) -> tuple[Reals, Reals]:
     if linear is None:  # a neuron on the input itself
         return np.eye(inputs), np.zeros(inputs)
+    if isinstance(linear, GatedLinear):
+        (gate, gate_bias), (up, up_bias) = _affine(linear.gate, inputs), _affine(linear.up, inputs)
+        return np.concatenate([gate, up]), np.concatenate([gate_bias, up_bias])
     weight = _real(linear.weight)
     return weight, np.zeros(len(weight)) if linear.bias is None else _real(linear.bias)
 
@@ -190,6 +222,14 @@ def _population(
     return Population(
         name, synapse, "lif", arrival, weight, bias, threshold,
         beta=receiver.beta.flatten()[0].item(), reset=receiver.reset, carry=receiver.carry,
+    )  # fmt: skip
+
+
+def _behind_gate(name: str, synapse: str, gate: Population, receiver: ATMN) -> Population:
+    neurons = len(gate.bias) // 2
+    return Population(
+        name, synapse, "atmn", "direct", np.zeros((neurons, 0)), np.zeros(neurons),
+        _wide(receiver.threshold, neurons), fire_at=receiver.fire_at, tau=receiver.tau.item(),
     )  # fmt: skip
 
 

@@ -41,15 +41,25 @@ def assign_cores(graph: IntegerGraph, profile: PathLike = "loihi1") -> dict[str,
     """Cores per stage, whether the whole fits one chip, and why not.
 
     A core holds some of a stage's neurons, one byte for each of their synapses, and one input axon for each
-    sender and rail (two rails where the sender's spikes are ternary).
+    sender and rail (two rails where the sender's spikes are ternary). A neuron of a gate takes the place of
+    two, for its two sums, and each of its cores two bytes for every entry of the table. Neurons behind a gate
+    have one input axon each and no synapse.
     """
     limits = load_profile(profile)
     rows, refusals = [], []
     ternary = False  # the graded input is one axon a feature
     for stage in graph.stages:
-        neurons, senders = stage.weight.shape
-        axons = senders * (limits["rails_per_ternary_spike"] if ternary else 1)
-        per_core = min(limits["neurons_per_core"], limits["synapse_bytes_per_core"] // senders)
+        neurons, sums = stage.neurons, len(stage.bias) // stage.neurons
+        per_neuron = stage.weight.shape[1] * sums  # bytes
+        table = 0 if stage.gate is None else 2 * len(stage.gate.table)
+        memory = limits["synapse_bytes_per_core"] - table
+        per_core = limits["neurons_per_core"] // sums
+        if per_neuron:
+            per_core = max(min(per_core, memory // per_neuron), 0)
+        if stage.arrival == "direct":
+            axons = min(neurons, per_core)
+        else:
+            axons = stage.inputs * (limits["rails_per_ternary_spike"] if ternary else 1)
         if axons > limits["input_axons_per_core"] or per_core == 0:
             refusals.append(f"{stage.name}: needs {axons} input axons a core; split its inputs over layers")
         cores = -(-neurons // max(per_core, 1))
@@ -58,10 +68,10 @@ def assign_cores(graph: IntegerGraph, profile: PathLike = "loihi1") -> dict[str,
                 "name": stage.name,
                 "cores": cores,
                 "neurons": neurons,
-                "synapse_bytes": neurons * senders,
+                "synapse_bytes": neurons * per_neuron + cores * table,
                 "input_axons_per_core": axons,
-                "filled_neurons": neurons / (cores * limits["neurons_per_core"]),
-                "filled_synapses": neurons * senders / (cores * limits["synapse_bytes_per_core"]),
+                "filled_neurons": neurons * sums / (cores * limits["neurons_per_core"]),
+                "filled_synapses": (neurons * per_neuron / cores + table) / limits["synapse_bytes_per_core"],
             }
         )
         ternary = stage.kind == "atmn"

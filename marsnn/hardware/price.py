@@ -15,13 +15,22 @@ def counts_of(graph: IntegerGraph, inputs: NDArray[np.int64], run: IntegerRun) -
     Graded inputs cost a multiply-accumulate for each non-zero weight, spikes an accumulate. A bias is one
     addition a token (at every step in LIF). The doubling of an accumulator and a leak by a power of two are
     shifts and cost nothing here. Bytes are those of the integers: 1 for a weight or spike, 3 for a state.
+
+    A gate costs three multiplications a neuron and token (the place in the table, the share, the product);
+    its look-ups are listed as unattributed.
     """
     counts = OperationCounts(tokens=len(inputs), steps=graph.steps)
     signal, graded = inputs[:, None, :], True
     for stage in graph.stages:
-        counts.layers[stage.synapse] = _synapses(stage, signal, graded, graph.steps)
+        if stage.arrival != "direct":
+            counts.layers[stage.synapse] = _synapses(stage, signal, graded, graph.steps)
         if stage.kind == "readout":
             break
+        if stage.kind == "gate":
+            products = run.products[stage.name]
+            counts.layers[stage.name] += LayerCounts(mul=3 * products.size, bytes_moved=3 * products.size)
+            counts.leave_out(f"table look-up of {stage.name}", products.size)
+            continue
         spikes = run.spikes[stage.name].astype(np.int64)
         counts.layers[stage.name] = _population(stage, spikes)
         signal, graded = spikes, False

@@ -15,6 +15,7 @@ from marsnn.refine.alignment import AlignConfig, Aligned, align
 from marsnn.refine.cache import MarCache
 from marsnn.refine.calibration import add_spikes, firing_rates, sparsify
 from marsnn.refine.config import MarConfig, MarVisionConfig
+from marsnn.refine.export import ffn_inputs, ffn_network
 from marsnn.refine.model import MarForCausalLM, MarModel
 from marsnn.refine.pipeline import RefineConfig, refine
 from marsnn.refine.planner import Plan, plan
@@ -36,6 +37,8 @@ __all__ = [
     "add_spikes",
     "align",
     "convert",
+    "ffn_inputs",
+    "ffn_network",
     "firing_rates",
     "plan",
     "refine",

@@ -12,13 +12,13 @@ LIMIT = 8388607
 
 
 def run(graph: Any, inputs: Any) -> tuple[dict[str, list], dict[str, int]]:
-    """Spikes [W][T][N] or sums [W][N] of each stage, and its saturations."""
+    """Spikes [W][T][N], or sums or products [W][N], of each stage, and its saturations."""
     T, W = graph.steps, len(inputs)
     stages = [_Stage(stage, T, W, graph.tokens_per_sample) for stage in graph.stages]
     opened = 2
     for index, stage in enumerate(stages):
         if index:
-            opened += 1 if stage.kind == "lif" else T
+            opened += 1 if stage.kind == "lif" or stages[index - 1].kind == "gate" else T
         stage.open_at = opened
     on_wire: list[list[int]] = [[] for _ in stages]  # what each stage will receive at the next step
     last = max(stage.open_at for stage in stages) + W * T
@@ -40,6 +40,7 @@ class _Stage:
         self.bias = [int(b) for b in stage.bias]
         self.fire = [int(f) for f in stage.fire]
         self.amplitude = [int(a) for a in stage.amplitude]
+        self.numbers = stage.gate
         self.shift, self.decay = stage.shift, stage.decay
         self.zero_reset = stage.reset == "zero"
         self.lasting = per_sample if stage.carry == "sequence" else 1
@@ -67,7 +68,10 @@ class _Stage:
         live = 0 <= token < self.W
         sent = []
         for j in range(len(self.bias)):
-            a = sum(w * s for w, s in zip(self.weight[j], spikes, strict=False)) * 2**self.shift
+            if self.arrival == "direct":
+                a = (spikes[j] if spikes else 0) * 2**self.shift
+            else:
+                a = sum(w * s for w, s in zip(self.weight[j], spikes, strict=False)) * 2**self.shift
             if self.kind == "lif":
                 sent.append(self.lif(j, a, token, t) if live else 0)
                 continue
@@ -79,14 +83,17 @@ class _Stage:
                 self.acc[j] = self.clip(self.acc[j] + a)
             if not live:
                 sent.append(0)
-            elif self.kind == "readout":
+            elif self.kind in ("readout", "gate"):
                 sent.append(self.clip(self.acc[j] + self.bias[j]) if t == 0 else 0)
             else:
                 sent.append(self.atmn(j, t))
             if t == 0:
                 self.acc[j] = 0
+        if self.kind == "gate":  # what was clipped above are its 2N sums
+            N = len(sent) // 2
+            sent = [self.multiplied(j, sent[j], sent[N + j]) if live and t == 0 else 0 for j in range(N)]
         if live:
-            if self.kind == "readout":
+            if self.kind in ("readout", "gate"):
                 if t == 0:
                     self.seen.append(sent)
             elif t == 0:
@@ -94,6 +101,15 @@ class _Stage:
             else:
                 self.seen[-1].append(sent)
         return sent
+
+    def multiplied(self, j: int, g: int, u: int) -> int:
+        own = self.numbers
+        table = [int(share) for share in own.table]
+        middle = len(table) // 2
+        place = shifted(g * int(own.multiplier[j]), int(own.argument_shift[j]))
+        share = table[0] if place < -middle else table[-1] if place > middle else table[middle + place]
+        y = self.clip(shifted(g * share * u, int(own.product_shift[j])))
+        return y if abs(y) >= int(own.level[j]) else 0
 
     def atmn(self, j: int, t: int) -> int:
         h = self.clip(self.acc[j] + self.bias[j] if t == 0 else self.leak(self.u[j]))
@@ -117,3 +133,8 @@ class _Stage:
         s = 1 if h >= self.fire[j] else 0
         self.u[j] = 0 if s and self.zero_reset else h - s * self.amplitude[j]
         return s
+
+
+def shifted(value: int, bits: int) -> int:
+    """Over a power of two, what is left of the point dropped on both sides of zero."""
+    return value // 2**bits if value >= 0 else -(-value // 2**bits)

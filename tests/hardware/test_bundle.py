@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from marsnn.errors import BundleError, LavaError
+from marsnn.gated import GatedLinear
 from marsnn.hardware import export, integer, load, verify
 from marsnn.hardware.lava import candidates
 from marsnn.network import Network
@@ -246,6 +247,118 @@ def test_damage_is_refused_in_one_line(name, bundle):
     assert "\n" not in str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def gated_original(tmp_path_factory):
+    torch.manual_seed(0)
+    layers = {
+        "ffn_in": ATMN(6), "gated": GatedLinear(6, 8), "ffn_out": ATMN(8, threshold=0.1),
+        "down": nn.Linear(8, 3),
+    }  # fmt: skip
+    path = tmp_path_factory.mktemp("bundles") / "gated"
+    return export(Network(layers), torch.randn(3, 10, 6), path)
+
+
+def replaced(key, change):
+    """Damage of one array of the gate."""
+    return lambda p: edit_arrays(p, "tensors.npz", lambda a: a.update({key: change(a[key])}))
+
+
+def edit_stage(index, **entries):
+    return lambda p: edit_manifest(p, lambda m: m["stages"][index].update(entries))
+
+
+def without_stage(index):
+    return lambda p: edit_manifest(p, lambda m: m["stages"].pop(index))
+
+
+GATE_DAMAGE = {
+    "lacks a table": (
+        lambda p: edit_arrays(p, "tensors.npz", lambda a: a.pop("gated/table")), "lacks gated/table",
+    ),
+    "lacks a level": (
+        lambda p: edit_arrays(p, "tensors.npz", lambda a: a.pop("gated/level")), "lacks gated/level",
+    ),
+    "even table": (replaced("gated/table", lambda a: a[1:]), r"gated/table is \[4094\], expected an odd"),
+    "endless table": (replaced("gated/table", lambda a: np.tile(a, 3)), r"gated/table is \[12285\]"),
+    "empty table": (replaced("gated/table", lambda a: a[:0]), r"gated/table is \[0\]"),
+    "table of two axes": (replaced("gated/table", lambda a: a[None]), r"gated/table is \[1, 4095\]"),
+    "table above 1": (replaced("gated/table", lambda a: a + 1), "gated/table leaves 0 to 32768"),
+    "table below 0": (replaced("gated/table", lambda a: a - 1), "gated/table leaves 0 to"),
+    "floats": (replaced("gated/table", lambda a: a / 2), "gated/table holds float64"),
+    "negative multiplier": (replaced("gated/multiplier", lambda a: -a), "gated/multiplier leaves 0 to"),
+    "large multiplier": (
+        replaced("gated/multiplier", lambda a: a.astype(np.int64) + 2**40), "gated/multiplier leaves 0 to",
+    ),
+    "negative shift": (replaced("gated/argument_shift", lambda a: a - 99), "gated/argument_shift leaves"),
+    "large shift": (replaced("gated/product_shift", lambda a: a + 60), "gated/product_shift leaves 0 to 62"),
+    "short shifts": (replaced("gated/product_shift", lambda a: a[1:]), r"gated/product_shift is \[7\]"),
+    "one multiplier for all": (replaced("gated/multiplier", lambda a: a[0]), r"gated/multiplier is \[\]"),
+    "negative level": (replaced("gated/level", lambda a: a - 1), "gated/level leaves 0 to 8388607"),
+    "the least int64": (
+        replaced("gated/level", lambda a: np.full(8, -(2**63), dtype=np.int64)), "gated/level leaves",
+    ),
+    "a product could overflow": (
+        replaced("gated/product_shift", lambda a: a - 1), "gated can overflow 24 bits",
+    ),
+    "one matrix": (replaced("gated/weight", lambda a: a[:8]), r"gated/weight is \[8, 6\], expected \[16, 6"),
+    "fires": (replaced("gated/fire", lambda a: np.ones(8, np.int32)), r"gated/fire is \[8\]"),
+    "gate of another kind": (edit_stage(1, kind="readout"), "gated/weight is"),
+    "gate with a step's arrival": (edit_stage(1, arrival="stream"), "gated has arrival 'stream'"),
+    "gate that takes products": (edit_stage(1, arrival="direct"), "gated can't have arrival 'direct'"),
+    "neurons behind it with another arrival": (edit_stage(2, arrival="sum"), "ffn_out/weight is"),
+    "a LIF behind it": (edit_stage(2, kind="lif"), "ffn_out has arrival 'direct'"),
+    "a readout behind it": (edit_stage(2, kind="readout"), "ffn_out can't have arrival 'direct'"),
+    "other inputs behind it": (edit_stage(2, inputs=7), "ffn_out can't have arrival 'direct'"),
+    "a shift behind it": (edit_stage(2, shift=1), "ffn_out can overflow 24 bits"),
+    "no gate before them": (without_stage(1), "ffn_out takes 8 inputs, gets 6"),
+    "nothing behind it": (
+        lambda p: edit_manifest(p, lambda m: m.update(stages=m["stages"][:2])), "can't be the last stage",
+    ),
+    "no neurons between": (without_stage(2), "down can't have arrival 'horner' as stage 3"),
+    "no products": (
+        lambda p: edit_arrays(p, "golden.npz", lambda a: a.pop("products/gated")), "lacks products/gated",
+    ),
+    "products beyond 24 bits": (
+        lambda p: edit_arrays(p, "golden.npz", lambda a: a["products/gated"].__setitem__((0, 0), 2**23)),
+        "products/gated exceeds",
+    ),
+    "products of another size": (
+        lambda p: edit_arrays(
+            p, "golden.npz", lambda a: a.update({"products/gated": a["products/gated"][:, 1:]})
+        ),
+        r"products/gated is \[30, 7\]",
+    ),
+    "a scale too few": (
+        lambda p: edit_manifest(p, lambda m: m["input"]["scale"].pop()), "input.scale has 5 values",
+    ),
+    "a scale of 0": (
+        lambda p: edit_manifest(p, lambda m: m["input"]["scale"].__setitem__(2, 0)), "input.scale is '0'",
+    ),
+    "a scale in a list": (
+        lambda p: edit_manifest(p, lambda m: m["input"]["scale"].__setitem__(2, [1])), "input.scale is",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GATE_DAMAGE)
+def test_damage_of_a_gate_is_refused_in_one_line(name, gated_original, tmp_path):
+    damage, message = GATE_DAMAGE[name]
+    path = shutil.copytree(gated_original.path, tmp_path / "copy")
+    assert verify(path, simulator="integer").ok
+    damage(path)
+    with pytest.raises(BundleError, match=message) as caught:
+        verify(path, simulator="integer")
+    assert "\n" not in str(caught.value)
+
+
+def test_another_product_is_a_mismatch_with_its_place(gated_original, tmp_path):
+    path = shutil.copytree(gated_original.path, tmp_path / "copy")
+    edit_arrays(path, "golden.npz", lambda a: a["products/gated"].__setitem__((7, 5), 12345))
+    verification = verify(path, simulator="integer")
+    assert verification.mismatches == 1
+    assert verification.first.startswith("gated: token 7, neuron 5: sent ")
+
+
 def test_links_to_the_outside_are_refused(bundle, tmp_path):
     secret = tmp_path / "secret.json"
     shutil.copy(bundle.path / "certificate.json", secret)
@@ -328,6 +441,26 @@ class TestInLava:
         verification = verify(bundle.path)
         assert verification.ok
         assert verification.positive > 50
+
+    def test_verify_a_gate(self, gated_original, tmp_path):
+        verification = verify(gated_original.path)
+        assert verification.ok
+        assert (verification.slots, verification.products, verification.sums) == (30 * 4 * 14, 240, 90)
+        run = subprocess.run(
+            [self.python, gated_original.path / "runtime_lava" / "run.py"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+        )
+        assert (run.returncode, run.stdout) == (0, "0 mismatches of 1680 spike slots\n")
+
+    def test_a_changed_table_is_found_in_lava(self, gated_original, tmp_path):
+        path = shutil.copytree(gated_original.path, tmp_path / "copy")
+        edit_arrays(path, "tensors.npz", lambda a: a.update({"gated/table": a["gated/table"][::-1].copy()}))
+        verification = verify(path)
+        assert not verification.ok
+        assert verification.first.startswith("gated: token 0")
 
     def test_changed_weight_is_found_in_lava(self, bundle):
         """Consistent files, other spikes: the place of the first mismatch is told."""

@@ -22,7 +22,7 @@ def population(kind, arrival, weight, bias, level, **settings):
 def test_equals_plain_integers(case):
     run = integer.run(case.graph, case.inputs)
     seen, saturated = pure_int.run(case.graph, case.inputs)
-    for name, array in {**run.spikes, **run.outputs}.items():
+    for name, array in {**run.spikes, **run.products, **run.outputs}.items():
         assert array.tolist() == seen[name], name
     assert run.saturations == saturated
 
@@ -30,7 +30,7 @@ def test_equals_plain_integers(case):
 def test_the_cases_reach_what_they_are_for():
     stages = [stage for case in CASES for stage in case.graph.stages]
     assert {stage.arrival for stage in stages} == {*integer.SUM_ARRIVALS, *integer.STEP_ARRIVALS}
-    assert {stage.kind for stage in stages} == {"atmn", "lif", "readout"}
+    assert {stage.kind for stage in stages} == {"atmn", "lif", "readout", "gate"}
     assert {case.graph.steps for case in CASES} == set(range(1, 9))
     assert {len(case.graph.stages) for case in CASES} == {1, 2, 3, 4, 5}
     runs = [integer.run(case.graph, case.inputs) for case in CASES]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from marsnn.gated import GatedLinear
 from marsnn.hardware import integer
 from marsnn.hardware.bundle import RUNTIME
 from marsnn.hardware.exporter import in_order
@@ -18,6 +19,7 @@ from marsnn.network import Network
 from marsnn.neurons import ATMN, LIF
 from marsnn.simulator import simulate
 from tests.hardware.cases import all_cases, write_case
+from tests.hardware.gate_mutants import GATE_MUTANTS
 
 DRIVER = Path(__file__).parent / "lava_driver.py"
 pytestmark = [pytest.mark.lava, pytest.mark.xdist_group("lava")]
@@ -44,7 +46,8 @@ def sent_by_lava(cases, lava_python, tmp_path_factory):
 
 def mismatches(case, sent):
     run = integer.run(case.graph, case.inputs)
-    wrong = sum(int((sent[name] != array).sum()) for name, array in {**run.spikes, **run.outputs}.items())
+    arrays = {**run.spikes, **run.products, **run.outputs}
+    wrong = sum(int((sent[name] != array).sum()) for name, array in arrays.items())
     return wrong + int((sent["saturations"] != list(run.saturations.values())).sum())
 
 
@@ -91,6 +94,7 @@ MUTANTS = {
     "no saturation": ("saturate", lambda x: (x, 0)),
     "wrapping": ("saturate", wrapping),
     "-2^23 for -(2^23 - 1)": ("saturate", lopsided),
+    **GATE_MUTANTS,
 }
 
 
@@ -121,40 +125,54 @@ def test_wrong_readout_weights_are_caught(wrong, cases, sent_by_lava):
     assert caught >= 3
 
 
-FLOAT_NETWORKS = {
-    f"atmn tau={tau} fire_at={fire_at}": lambda tau=tau, fire_at=fire_at: Network(
-        [
-            nn.Linear(6, 9),
-            ATMN(9, 5, tau=tau, threshold=0.4, fire_at=fire_at),
-            nn.Linear(9, 7),
-            ATMN(7, 5, tau=tau, threshold=0.2, fire_at=fire_at),
-            nn.Linear(7, 3),
-        ]
-    )
-    for tau in (0.5, 1.0, 2.0)
-    for fire_at in (1.0, 0.5)
-} | {
-    "lif": lambda: Network(
-        [
-            nn.Linear(6, 9),
-            LIF(9, 5, beta=0.75, threshold=0.4, carry="sequence"),
-            nn.Linear(9, 7),
-            LIF(7, 5, beta=0.5, threshold=0.2, reset="zero", carry="sequence"),
-            nn.Linear(7, 3),
-        ]
-    ),
-    "mixed": lambda: Network(
-        [
-            ATMN(6, 5, tau=0.5, threshold=0.8),
-            nn.Linear(6, 9),
-            LIF(9, 5, beta=0.5, threshold=0.3),
-            nn.Linear(9, 7),
-            ATMN(7, 5, tau=2.0, threshold=0.1),
-            nn.Linear(7, 5),
-            LIF(5, 5, beta=0.25, threshold=0.2),
-        ]
-    ),
-}
+FLOAT_NETWORKS = (
+    {
+        f"atmn tau={tau} fire_at={fire_at}": lambda tau=tau, fire_at=fire_at: Network(
+            [
+                nn.Linear(6, 9),
+                ATMN(9, 5, tau=tau, threshold=0.4, fire_at=fire_at),
+                nn.Linear(9, 7),
+                ATMN(7, 5, tau=tau, threshold=0.2, fire_at=fire_at),
+                nn.Linear(7, 3),
+            ]
+        )
+        for tau in (0.5, 1.0, 2.0)
+        for fire_at in (1.0, 0.5)
+    }
+    | {
+        "lif": lambda: Network(
+            [
+                nn.Linear(6, 9),
+                LIF(9, 5, beta=0.75, threshold=0.4, carry="sequence"),
+                nn.Linear(9, 7),
+                LIF(7, 5, beta=0.5, threshold=0.2, reset="zero", carry="sequence"),
+                nn.Linear(7, 3),
+            ]
+        ),
+        "mixed": lambda: Network(
+            [
+                ATMN(6, 5, tau=0.5, threshold=0.8),
+                nn.Linear(6, 9),
+                LIF(9, 5, beta=0.5, threshold=0.3),
+                nn.Linear(9, 7),
+                ATMN(7, 5, tau=2.0, threshold=0.1),
+                nn.Linear(7, 5),
+                LIF(5, 5, beta=0.25, threshold=0.2),
+            ]
+        ),
+    }
+    | {
+        f"gate tau={tau}": lambda tau=tau: Network(
+            {
+                "ffn_in": ATMN(6, 5, tau=tau, threshold=0.4),
+                "gated": GatedLinear(6, 9, level=0.02),
+                "ffn_out": ATMN(9, 5, tau=tau, threshold=0.05),
+                "linear3": nn.Linear(9, 3),
+            }
+        )
+        for tau in (0.5, 1.0, 2.0)
+    }
+)
 
 
 def test_float_networks_equal_floats_in_lava(lava_python, tmp_path):
@@ -176,6 +194,11 @@ def test_float_networks_equal_floats_in_lava(lava_python, tmp_path):
                     "decay": 4096 / p.tau if p.kind == "atmn" else 4096 * p.beta, "carry": p.carry,
                 }
             )  # fmt: skip
+            if p.kind == "gate":  # in floats only the level counts
+                N = len(p.bias) // 2
+                own = dict.fromkeys(("multiplier", "argument_shift", "product_shift"), np.zeros(N))
+                own |= {"level": np.full(N, p.level), "table": np.zeros(3)}
+                arrays |= {f"{p.name}/{key}": array for key, array in own.items()}
             arrays[f"{p.name}/weight"] = p.weight / gain
             arrays[f"{p.name}/bias"] = p.bias
             arrays[f"{p.name}/amplitude"] = p.threshold

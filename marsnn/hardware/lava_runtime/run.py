@@ -17,6 +17,8 @@ import numpy as np
 sys.dont_write_bytecode = True  # a bundle stays as it was exported
 
 ARRAYS = ("weight", "bias", "fire", "amplitude")
+GATE_ARRAYS = ("multiplier", "argument_shift", "product_shift", "level", "table")
+ONCE = {"readout": "outputs/", "gate": "products/"}  # kinds that send once a token, and their golden arrays
 
 
 def opening_steps(stages, steps):
@@ -26,7 +28,7 @@ def opening_steps(stages, steps):
         if previous is None:
             previous = 2
         else:
-            previous += 1 if stage["kind"] == "lif" else steps
+            previous += 1 if stage["kind"] == "lif" or stage["arrival"] == "direct" else steps
         opens.append(previous)
     return opens
 
@@ -34,54 +36,76 @@ def opening_steps(stages, steps):
 def simulate(manifest, tensors, inputs, floating=False):
     """Run tokens [W, D] through the stages: name -> what each stage sent, and name -> saturations.
 
-    A neuron's entry is [W, T, N], a readout's [W, N].
+    A neuron's entry is [W, T, N], a readout's and a gate's [W, N].
     """
     from atmn import ATMN
+    from gate import Gate
     from lava.magma.core.run_conditions import RunSteps
     from lava.magma.core.run_configs import Loihi2SimCfg
     from lava.proc.dense.process import Dense
     from lava.utils.weightutils import SignMode
     from lif import LIF
     from readout import Readout
-    from wires import Sink, Source
+    from wires import Line, Sink, Source
 
     kinds = {"atmn": ATMN, "lif": LIF, "readout": Readout}
     stages, steps, tokens = manifest["stages"], manifest["steps"], len(inputs)
     opens = opening_steps(stages, steps)
     total = max(
-        opened + (tokens - 1) * steps + (0 if stage["kind"] == "readout" else steps - 1)
+        opened + (tokens - 1) * steps + (0 if stage["kind"] in ONCE else steps - 1)
         for opened, stage in zip(opens, stages, strict=True)
     )
     number = float if floating else np.int32
     sender = source = Source(data=inputs.astype(number), steps=steps)
     populations = {}
+
+    def synapses(weight, sender):
+        # Mixed-sign weights lose their lowest bit, so codes travel doubled and the sum is halved again;
+        # without message bits the sign of a spike would be lost.
+        weights = weight.astype(float) if floating else 2 * weight.astype(np.int32)
+        exact = {} if floating else {"weight_exp": -1}
+        dense = Dense(weights=weights, num_message_bits=8, sign_mode=SignMode.MIXED, **exact)
+        sender.s_out.connect(dense.s_in)
+        return dense
+
     with tempfile.TemporaryDirectory() as folder:
         for index, (stage, opened) in enumerate(zip(stages, opens, strict=True)):
             name = stage["name"]
             weight, bias, fire, amplitude = (tensors[name + "/" + key] for key in ARRAYS)
-            if stage["kind"] == "readout":
-                fire = amplitude = np.zeros_like(bias)
-            # Mixed-sign weights lose their lowest bit, so codes travel doubled and the sum is halved again;
-            # without message bits the sign of a spike would be lost.
-            weights = weight.astype(float) if floating else 2 * weight.astype(np.int32)
-            exact = {} if floating else {"weight_exp": -1}
-            synapse = Dense(weights=weights, num_message_bits=8, sign_mode=SignMode.MIXED, **exact)
-            population = kinds[stage["kind"]](
-                bias=bias.astype(number),
-                fire=fire.astype(number),
-                amplitude=amplitude.astype(number),
-                steps=steps,
-                tokens=tokens,
-                open_at=opened,
-                arrival=stage["arrival"],
-                shift=stage["shift"],
-                decay=stage["decay"],
-                per_sample=manifest["tokens_per_sample"] if stage["carry"] == "sequence" else 0,
-                zero_reset=stage["reset"] == "zero",
-            )
-            sink = Sink(shape=bias.shape, total=total, path=os.path.join(folder, "%d.npy" % index))
-            sender.s_out.connect(synapse.s_in)
-            synapse.a_out.connect(population.a_in)
+            clock = {
+                "steps": steps,
+                "tokens": tokens,
+                "open_at": opened,
+                "arrival": stage["arrival"],
+                "shift": stage["shift"],
+                "decay": stage["decay"],
+                "per_sample": manifest["tokens_per_sample"] if stage["carry"] == "sequence" else 0,
+                "zero_reset": stage["reset"] == "zero",
+            }
+            if stage["kind"] == "gate":
+                shape = (len(bias) // 2,)
+                own = {key: tensors[name + "/" + key].astype(number) for key in GATE_ARRAYS}
+                population = Gate(bias=bias.astype(number), **own, **clock)
+                to_argument, to_factor = np.split(weight, 2)
+                synapses(to_argument, sender).a_out.connect(population.a_in)
+                synapses(to_factor, sender).a_out.connect(population.up_in)
+            else:
+                shape = bias.shape
+                if stage["kind"] == "readout":
+                    fire = amplitude = np.zeros_like(bias)
+                population = kinds[stage["kind"]](
+                    bias=bias.astype(number),
+                    fire=fire.astype(number),
+                    amplitude=amplitude.astype(number),
+                    **clock,
+                )
+                if stage["arrival"] == "direct":
+                    incoming = Line(shape=shape)
+                    sender.s_out.connect(incoming.s_in)
+                else:
+                    incoming = synapses(weight, sender)
+                incoming.a_out.connect(population.a_in)
+            sink = Sink(shape=shape, total=total, path=os.path.join(folder, "%d.npy" % index))
             population.s_out.connect(sink.a_in)
             populations[name] = sender = population
         tag = "floating_pt" if floating else "fixed_pt"
@@ -94,7 +118,7 @@ def simulate(manifest, tensors, inputs, floating=False):
         for index, (stage, opened) in enumerate(zip(stages, opens, strict=True)):
             wires = np.load(os.path.join(folder, "%d.npy" % index), allow_pickle=False)
             first = opened - 1  # step n is row n - 1
-            if stage["kind"] == "readout":
+            if stage["kind"] in ONCE:
                 sent[stage["name"]] = wires[first : first + tokens * steps : steps]
             else:
                 span = wires[first : first + tokens * steps]
@@ -107,14 +131,14 @@ def compare(manifest, golden, sent):
     wrong, slots, first = 0, 0, None
     for stage in manifest["stages"]:
         name = stage["name"]
-        is_readout = stage["kind"] == "readout"
-        expected = golden[("outputs/" if is_readout else "spikes/") + name]
+        once = stage["kind"] in ONCE
+        expected = golden[ONCE.get(stage["kind"], "spikes/") + name]
         differs = sent[name] != expected
-        slots += 0 if is_readout else differs.size
+        slots += 0 if once else differs.size
         wrong += int(differs.sum())
         if differs.any() and first is None:
             place = tuple(int(i) for i in np.argwhere(differs)[0])
-            axes = "token %d, neuron %d" if is_readout else "token %d, step %d, neuron %d"
+            axes = "token %d, neuron %d" if once else "token %d, step %d, neuron %d"
             first = "%s: %s: Lava sent %d, expected %d" % (
                 name,
                 axes % place,

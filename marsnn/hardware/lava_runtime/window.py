@@ -2,8 +2,8 @@
 
 A token is a window of T steps. A stage opens at step `open_at + w T` for token w: it takes its sum (or its
 first current) then. A synapse delivers one step after the spike. So a stage that sums a whole train opens T
-steps after its sender, one that takes each step's current opens one step after it, and the first stage
-opens at step 2, since the input of token w is sent at step 1 + w T.
+steps after its sender, one that takes each step's current, or a gate's products, opens one step after it,
+and the first stage opens at step 2, since the input of token w is sent at step 1 + w T.
 """
 
 import numpy as np
@@ -70,13 +70,21 @@ class WindowModel(PyLoihiProcessModel):
     # the clock
 
     def run_spk(self):
-        arriving = self.a_in.recv()
+        arriving = self.arriving()
         window, step = divmod(self.time_step - self.open_at, self.steps)
         self.receive(arriving, step)
         silent = window < 0 or window >= self.tokens
-        self.s_out.send(np.zeros_like(self.acc) if silent else self.advance(window, step))
+        self.s_out.send(self.nothing() if silent else self.advance(window, step))
         if step == 0:
             self.acc[:] = 0
+
+    def arriving(self):
+        """What every accumulator gets at this step."""
+        return self.a_in.recv()
+
+    def nothing(self):
+        """What a silent stage sends."""
+        return np.zeros_like(self.acc)
 
     def receive(self, arriving, step):
         """Add what arrives at `step` of the window: the last arrival of a train meets the opening step."""

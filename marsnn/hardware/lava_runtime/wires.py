@@ -1,4 +1,4 @@
-"""Source and Sink: what goes into the network, and what came over its wires."""
+"""Source, Line and Sink: what goes into the network, what is passed on, and what came over its wires."""
 
 import numpy as np
 from lava.magma.core.decorator import implements, requires, tag
@@ -49,6 +49,45 @@ class PySourceFixed(SourceModel):
 class PySourceFloat(SourceModel):
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     data: np.ndarray = LavaPyType(np.ndarray, float)
+
+
+class Line(AbstractProcess):
+    """Passes graded integers on as they are, one step later, as a synapse would."""
+
+    def __init__(self, *, shape):
+        super().__init__(shape=shape)
+        self.s_in = InPort(shape=shape)
+        self.a_out = OutPort(shape=shape)
+
+
+class LineModel(PyLoihiProcessModel):
+    s_in = a_out = None
+    number = np.int32
+
+    def __init__(self, proc_params):
+        super().__init__(proc_params)
+        self.held = np.zeros(proc_params["shape"], dtype=self.number)
+
+    def run_spk(self):
+        self.a_out.send(self.held)
+        self.held = self.s_in.recv().copy()
+
+
+@implements(proc=Line, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyLineFixed(LineModel):
+    s_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
+    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
+
+
+@implements(proc=Line, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class PyLineFloat(LineModel):
+    s_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
+    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
+    number = float
 
 
 class Sink(AbstractProcess):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from marsnn.errors import InputError
 from marsnn.refine.config import SITES
 from marsnn.refine.model import MarForCausalLM, layers_of, site_of
 from marsnn.refine.sparsity import MaskedLinear
@@ -45,6 +47,20 @@ class View:
                         block = layers_of(self.model)[layer]
                         stack.enter_context(replaced(block, "self_attn", Nothing()))
             yield self.model
+
+    def alone(self) -> PreTrainedModel:
+        """A model of its own that is what this view shows; the model itself where nothing is left out."""
+        if (self.sparse and self.spiking and self.mixing) or not isinstance(self.model, MarForCausalLM):
+            return self.model
+        if not self.mixing:
+            raise InputError("attentions that are left out are no model of their own")
+        with self.shown() as shown:
+            found = MarForCausalLM(copy.deepcopy(shown.config)).to(shown.dtype).to(shown.device)
+            known = set(found.state_dict())  # a mask that is left out isn't
+            weights = {name: each for name, each in shown.state_dict().items() if name in known}
+            found.load_state_dict(weights)
+        found.generation_config = copy.deepcopy(self.model.generation_config)
+        return found.eval()
 
 
 def stages(model: MarForCausalLM) -> dict[str, View]:

@@ -102,6 +102,12 @@ def test_a_view_without_stages_is_the_model_before_them(mode):
     with View(model, sparse=False, spiking=False).shown() as shown:
         assert torch.equal(shown(tokens).logits, plain(tokens).logits)
         assert shown.config.sparsity is None
+    for view in stages(model).values():
+        if view.mixing:
+            with view.shown() as shown, torch.no_grad():
+                expected = shown(tokens).logits
+            with torch.no_grad():
+                torch.testing.assert_close(view.alone()(tokens).logits, expected)
     with pytest.raises(RuntimeError, match="inside"), View(model, sparse=False, spiking=False).shown():
         raise RuntimeError("inside")
     assert model.config.sparsity is not None

@@ -14,6 +14,7 @@ from marsnn.refine.alignment import AlignConfig, Aligned, align
 from marsnn.refine.cache import MarCache
 from marsnn.refine.calibration import add_spikes, firing_rates, sparsify
 from marsnn.refine.config import MarConfig
+from marsnn.refine.decode import Choice, prepare, release
 from marsnn.refine.model import MarForCausalLM, MarModel
 from marsnn.refine.pipeline import RefineConfig, refine
 from marsnn.refine.planner import Plan, plan
@@ -22,6 +23,7 @@ from marsnn.refine.transfer import convert
 __all__ = [
     "AlignConfig",
     "Aligned",
+    "Choice",
     "MarCache",
     "MarConfig",
     "MarForCausalLM",
@@ -33,6 +35,8 @@ __all__ = [
     "convert",
     "firing_rates",
     "plan",
+    "prepare",
     "refine",
+    "release",
     "sparsify",
 ]

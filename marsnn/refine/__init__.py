@@ -15,6 +15,7 @@ from marsnn.refine.cache import MarCache
 from marsnn.refine.calibration import add_spikes, firing_rates, sparsify
 from marsnn.refine.config import MarConfig
 from marsnn.refine.decode import Choice, prepare, release
+from marsnn.refine.latency import LatencyBudget, LatencyReport
 from marsnn.refine.model import MarForCausalLM, MarModel
 from marsnn.refine.pipeline import RefineConfig, refine
 from marsnn.refine.planner import Plan, plan
@@ -24,6 +25,8 @@ __all__ = [
     "AlignConfig",
     "Aligned",
     "Choice",
+    "LatencyBudget",
+    "LatencyReport",
     "MarCache",
     "MarConfig",
     "MarForCausalLM",

@@ -142,7 +142,8 @@ class Down:
         self._rows = _place(rows)
         width = 0 if rows is None else rows.shape[1]
         self.problem = _Down(_place(weight), _place(linear.bias), None, N, D, width, ALL, N, 0.0)
-        self._kept = weight, rows
+        self.weight = weight
+        self._kept = rows  # lives as long as its address is held
 
     def choose(self, choice: int, number: int, level: float, skipping: bool) -> None:
         """What stays from now on, and whether the rows of the others are passed over."""

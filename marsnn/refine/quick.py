@@ -177,6 +177,13 @@ class QuickLayer(_Quick):
             self._level = known, float(sparse.level().to(self.dtype))
         self.down.choose(kernel.THRESHOLD, 0, self._level[1], skipping)
 
+    def passed_bytes(self) -> int:
+        """Bytes of W_down that a token passes over, by the share that is kept."""
+        sparse = self.sparsifier
+        if sparse is None or sparse.keep > self.worthwhile:
+            return 0
+        return round((1 - sparse.keep) * self.down.weight.nbytes)
+
     def _by_torch(self, x: Tensor, **kwargs: Any) -> Tensor:
         return x + self.mixer(hidden_states=self.layer.input_layernorm(x), **kwargs)[0]
 

@@ -118,10 +118,16 @@ class Maps:
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The residual [R, outputs] is added to a single map."""
-        out = x.new_empty((len(x), self.outputs))
+        out = x.new_empty((x.shape[0], self.outputs))
         added = None if residual is None else residual.data_ptr()
         self._run(
-            self._place, x.data_ptr(), added, out.data_ptr(), len(x), torch.get_num_threads(), self._runner
+            self._place,
+            x.data_ptr(),
+            added,
+            out.data_ptr(),
+            x.shape[0],
+            torch.get_num_threads(),
+            self._runner,
         )
         return out
 
@@ -152,9 +158,11 @@ class Down:
         problem.choice, problem.number, problem.level = choice, number, level
 
     def __call__(self, x: Tensor) -> Tensor:
-        out = x.new_empty((len(x), self.problem.D))
+        out = x.new_empty((x.shape[0], self.problem.D))
         place = ctypes.addressof(self.problem)
-        self._library.down(place, x.data_ptr(), out.data_ptr(), len(x), torch.get_num_threads(), self._runner)
+        self._library.down(
+            place, x.data_ptr(), out.data_ptr(), x.shape[0], torch.get_num_threads(), self._runner
+        )
         return out
 
 
@@ -171,7 +179,7 @@ class FeedForward:
         out = torch.empty_like(x)
         self._problem.down = self._down.problem
         place = ctypes.addressof(self._problem)
-        self._run(place, x.data_ptr(), out.data_ptr(), len(x), torch.get_num_threads(), self._runner)
+        self._run(place, x.data_ptr(), out.data_ptr(), x.shape[0], torch.get_num_threads(), self._runner)
         return out
 
 

@@ -6,6 +6,7 @@ and one for the feed-forward net; attention itself, and mixers without a kernel,
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -27,40 +28,52 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self._entries: list[tuple[dict[str, Any], str, Any]] = []
-        self._places: list[tuple[Tensor, int]] = []
-        self._versions: list[tuple[Tensor, int]] = []
-        self._hooks: list[dict[Any, Any]] = []
+        # side by side, so that a token looks through them without a line of Python for each
+        self._parts: list[dict[str, Any]] = []
+        self._names: list[str] = []
+        self._values: list[Any] = []
+        self._weights: list[Tensor] = []
+        self._places: list[int] = []
+        self._copied: list[Tensor] = []
+        self._versions: list[int] = []
+        self.hooks: list[dict[Any, Any]] = []
 
     def module(self, owner: nn.Module, name: str) -> Any:
         """The owner's part, and all weights of it, from now on watched; None where it has none."""
         found: nn.Module | None = getattr(owner, name)
-        self._entries.append((owner._modules, name, found))
+        self.expect(owner._modules, name, found)
         if found is not None:
             for part in found.modules():
-                self._hooks += [part._forward_hooks, part._forward_pre_hooks]
+                self.hooks += [part._forward_hooks, part._forward_pre_hooks]
+                for key, inner in part._modules.items():
+                    self.expect(part._modules, key, inner)
                 for key, weight in part._parameters.items():
+                    self.expect(part._parameters, key, weight)
                     if weight is not None:
-                        self._entries.append((part._parameters, key, weight))
-                        self._places.append((weight, weight.data_ptr()))
+                        self._weights.append(weight)
+                        self._places.append(weight.data_ptr())
         return found
 
     def copied(self, *tensors: Tensor) -> None:
         """Tensors of which there is a copy."""
-        self._versions += [(tensor, tensor._version) for tensor in tensors]
+        self._copied += tensors
+        self._versions += [tensor._version for tensor in tensors]
 
     def same(self) -> bool:
         """Whether nothing has changed."""
-        for part, name, value in self._entries:
-            if part.get(name) is not value:
-                return False
-        for tensor, place in self._places:
-            if tensor.data_ptr() != place:
-                return False
-        for tensor, version in self._versions:
-            if tensor._version != version:
-                return False
-        return not any(self._hooks)
+        found = map(dict.get, self._parts, self._names)
+        return (
+            all(map(operator.is_, found, self._values))
+            and list(map(Tensor.data_ptr, self._weights)) == self._places
+            and [tensor._version for tensor in self._copied] == self._versions
+            and not any(self.hooks)
+        )
+
+    def expect(self, part: dict[str, Any], name: str, value: Any) -> None:
+        """What stands under a name from now on, None for nothing."""
+        self._parts.append(part)
+        self._names.append(name)
+        self._values.append(value)
 
 
 class _Quick:
@@ -78,7 +91,7 @@ class _Quick:
         """Whether the kernels may run x [B, L, D]."""
         return (
             x.shape[1] == 1
-            and len(x) <= kernel.MOST
+            and x.shape[0] <= kernel.MOST
             and not torch.is_grad_enabled()
             and x.dtype == self.dtype
             and fused.why_not(x) is None
@@ -95,7 +108,7 @@ class QuickHead(_Quick):
         head = self.watch.module(model, "lm_head")
         assert isinstance(head, nn.Linear)
         # hooks of the head itself run around it
-        self.watch._hooks.clear()
+        self.watch.hooks.clear()
         self.dtype = head.weight.dtype
         self._maps = kernel.Maps([(head, 1)])
 
@@ -120,13 +133,15 @@ class QuickLayer(_Quick):
             watch.module(layer, name) for name in ("input_layernorm", "post_attention_layernorm")
         ]
         before, behind = (kernel.Norm(norm.weight, norm.variance_epsilon) for norm in norms)
-        for owner, name in ((mixer, "mixer_in"), (mixer, "mixer_out"), (mlp, "ffn_in"), (mlp, "ffn_out")):
-            watch.module(owner, name)
+        for owner, names in ((mixer, ("mixer_in", "mixer_out")), (mlp, ("ffn_in", "ffn_out", "sparsifier"))):
+            for name in names:  # None so far, or seen above
+                watch.expect(owner._modules, name, getattr(owner, name))
         self.layer, self.mixer, self.dtype = layer, mixer, before.weight.dtype
         self._mixed: Callable[..., Tensor] = self._by_torch
         if isinstance(mixer, MarAttention):
             maps = [(mixer.q_proj, 1), (mixer.k_proj, 1), (mixer.v_proj, 1)]
             self._mixed, self._maps = self._attention, kernel.Maps(maps, before)
+            self._widths = [each.out_features for each, _ in maps]
         elif isinstance(mixer.core, SSDCore):
             gates = [] if mixer.z_proj is None else [(mixer.z_proj, 1)]
             shared, H = mixer.repeats, mixer.head_dim
@@ -137,10 +152,10 @@ class QuickLayer(_Quick):
                 (mixer.q_proj, 1),
                 (mixer.a_proj, 1),
             ]
+            self._step = decode.Step(mixer.core)
             self._mixed, self._maps = self._ssd, kernel.Maps(maps, before, H)
         self._out = kernel.Maps([(mixer.o_proj, 1)])
         self.sparsifier: Sparsifier | None = mlp.sparsifier
-        watch.module(mlp, "sparsifier")
         linear, weight, rows = mlp.down_proj, None, None
         if isinstance(linear, MaskedLinear):
             weight = linear.effective_weight.detach()
@@ -196,8 +211,7 @@ class QuickLayer(_Quick):
         **kwargs: Any,
     ) -> Tensor:
         mixer, rows = self.mixer, x[:, 0]
-        widths = [len(each.weight) for each in (mixer.q_proj, mixer.k_proj, mixer.v_proj)]
-        projected = self._maps(rows).unsqueeze(1).split(widths, -1)
+        projected = self._maps(rows).unsqueeze(1).split(self._widths, -1)
         mixed, _ = mixer.attended(projected, position_embeddings, attention_mask, past_key_values, **kwargs)
         return self._out(mixed[:, 0].contiguous(), rows).unsqueeze(1)
 
@@ -209,8 +223,6 @@ class QuickLayer(_Quick):
         if found is None or not decode.can(mixer.core, rows):
             return self._by_torch(x, attention_mask=attention_mask, past_key_values=past_key_values, **kwargs)
         recent, memory, position = found
-        y = decode.run(mixer.core, self._maps(rows), recent, memory, position, recent, memory)
-        if y is None:
-            return self._by_torch(x, past_key_values=past_key_values, **kwargs)
+        y = self._step(self._maps(rows), recent, memory, position, recent, memory)
         counted(past_key_values, mixer.layer_idx)
         return self._out(y, rows).unsqueeze(1)

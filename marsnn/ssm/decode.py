@@ -61,39 +61,58 @@ def step(
     """
     if not can(core, x):
         return None
-    x, recent, memory, position = (each.contiguous() for each in (x, recent, memory, position))
-    after = torch.empty_like(recent), torch.empty_like(memory)
-    y = run(core, x, recent, memory, position, *after)
-    return None if y is None else (y, *after)
-
-
-def run(
-    core: Any,
-    x: Tensor,
-    recent: Tensor,
-    memory: Tensor,
-    position: Tensor,
-    recent_after: Tensor,
-    memory_after: Tensor,
-) -> Tensor | None:
-    """y [B, H P] by the kernel, for tensors without gaps of a token that it `can`; None where it isn't built.
-
-    Args:
-        recent_after, memory_after: written to; they may be `recent` and `memory`.
-    """
     try:
-        forward, runner = _library(fused.DTYPES[x.dtype]).forward, pool.runner()
+        run = Step(core)
     except native.BuildError as error:
         native.say_once(f"{error}; tokens run in torch")
         return None
-    y = x.new_empty((len(x), core.outputs))
-    threads = torch.get_num_threads() if memory[0].numel() >= SHARED else 1
-    problem = _Problem(
-        len(x), core.heads, core.groups, core.head_dim, core.state_size, core.conv_size,
-        core.activation == "silu", core.scale_input, min(threads, core.heads),
-    )  # fmt: skip
-    frequency = None if core.rope is None else _frequencies(core.rope, core.state_size // 2)
-    weights = (core.conv_weight, core.conv_bias, core.decay_bias, core.gate_bias, core.skip, frequency)
-    places = map(fused.pointer, (x, *weights, position, recent, memory, y, recent_after, memory_after))
-    forward(problem, *places, runner)
-    return y
+    x, recent, memory, position = (each.contiguous() for each in (x, recent, memory, position))
+    after = torch.empty_like(recent), torch.empty_like(memory)
+    return run(x, recent, memory, position, *after), *after
+
+
+class Step:
+    """The kernel for one `SSDCore`, whose weights must stay where they are.
+
+    Raises:
+        BuildError: it can't be built or loaded.
+    """
+
+    def __init__(self, core: Any) -> None:
+        self._forward = _library(fused.DTYPES[core.decay_bias.dtype]).forward
+        self._runner, self._outputs = pool.runner(), core.outputs
+        self._shared = core.heads * core.state_size * core.head_dim >= SHARED
+        self._settings = (
+            core.heads, core.groups, core.head_dim, core.state_size, core.conv_size,
+            core.activation == "silu", core.scale_input,
+        )  # fmt: skip
+        self._problems: dict[tuple[int, int], _Problem] = {}  # never written to, for threads may share one
+        frequency = None if core.rope is None else _frequencies(core.rope, core.state_size // 2)
+        weights = (core.conv_weight, core.conv_bias, core.decay_bias, core.gate_bias, core.skip, frequency)
+        self._weights = tuple(map(fused.pointer, weights))
+        self._frequency = frequency  # lives as long as its address is held
+
+    def __call__(
+        self,
+        x: Tensor,
+        recent: Tensor,
+        memory: Tensor,
+        position: Tensor,
+        recent_after: Tensor,
+        memory_after: Tensor,
+    ) -> Tensor:
+        """y [B, H P] for tensors without gaps of a token that the kernel `can` run.
+
+        Args:
+            recent_after, memory_after: written to; they may be `recent` and `memory`.
+        """
+        sizes = x.shape[0], torch.get_num_threads() if self._shared else 1
+        problem = self._problems.get(sizes)
+        if problem is None:
+            problem = self._problems[sizes] = _Problem(sizes[0], *self._settings, sizes[1])
+        y = x.new_empty((sizes[0], self._outputs))
+        self._forward(
+            problem, x.data_ptr(), *self._weights, position.data_ptr(), recent.data_ptr(), memory.data_ptr(),
+            y.data_ptr(), recent_after.data_ptr(), memory_after.data_ptr(), self._runner,
+        )  # fmt: skip
+        return y

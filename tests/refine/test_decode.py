@@ -202,8 +202,9 @@ def test_padding_in_front_is_as_before(calls):
     assert calls
 
 
-def test_bfloat16_agrees_within_its_rounding(calls):
-    model = refined("attention", "threshold").bfloat16()
+@pytest.mark.parametrize("stack", ["attention", "hybrid"])
+def test_bfloat16_agrees_within_its_rounding(stack, calls):
+    model = refined(stack, "threshold").bfloat16()
     wanted = greedy(model, new=2)[1]
     prepare(model, rounds=1)
     found = greedy(model, new=2)[1]

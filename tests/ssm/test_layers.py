@@ -552,7 +552,7 @@ def test_a_step_may_write_where_it_read(threads):
     try:
         with torch.no_grad():
             y, *after = decode.step(core, x, recent, memory, state.position)
-            again = decode.run(core, x, recent, memory, state.position, recent, memory)
+            again = decode.Step(core)(x, recent, memory, state.position, recent, memory)
     finally:
         torch.set_num_threads(before)
     assert same((y, *after), (again, recent, memory))

@@ -67,8 +67,8 @@ def source(header: str, macros: tuple[str, ...], loop: str | None = None) -> str
     return "\n".join([*lines, *includes, ""])
 
 
-def built(sources: Path, header: str, text: str, rounding: str = EXACT) -> Path:
-    """The shared library of a translation unit whose includes lie in `sources`.
+def built(sources: Path, header: str, text: str, rounding: str = EXACT, *more: Path) -> Path:
+    """The shared library of a translation unit whose includes lie in `sources`, or in the folders after it.
 
     Raises:
         BuildError: with the compiler's first message.
@@ -77,8 +77,10 @@ def built(sources: Path, header: str, text: str, rounding: str = EXACT) -> Path:
     if found is None:
         raise BuildError("no C++ compiler found (CXX, c++, g++, clang++); install one, e.g. g++")
     machine = (found, str(os.stat(found).st_mtime_ns), platform.platform(), _processor(), rounding)
-    name = fingerprint(sources, text, *machine) + ".so"
-    flags = [*_FLAGS, rounding, f"-I{sources}"]
+    folders = (sources, *more)
+    others = [path.read_text() for folder in more for path in sorted(folder.glob("*.h"))]
+    name = fingerprint(sources, text, *machine, *others) + ".so"
+    flags = [*_FLAGS, rounding, *(f"-I{folder}" for folder in folders)]
     return kept(header, name, lambda made: _build(found, flags, header, text, made))
 
 

@@ -15,7 +15,9 @@ from marsnn.refine.alignment import AlignConfig, Aligned, align
 from marsnn.refine.cache import MarCache
 from marsnn.refine.calibration import add_spikes, firing_rates, sparsify
 from marsnn.refine.config import MarConfig, MarVisionConfig
+from marsnn.refine.decode import Choice, prepare, release
 from marsnn.refine.export import ffn_inputs, ffn_network
+from marsnn.refine.latency import LatencyBudget, LatencyReport
 from marsnn.refine.model import MarForCausalLM, MarModel
 from marsnn.refine.pipeline import RefineConfig, refine
 from marsnn.refine.planner import Plan, plan
@@ -25,6 +27,9 @@ from marsnn.refine.vision import MarForImageClassification, MarVisionModel
 __all__ = [
     "AlignConfig",
     "Aligned",
+    "Choice",
+    "LatencyBudget",
+    "LatencyReport",
     "MarCache",
     "MarConfig",
     "MarForCausalLM",
@@ -41,6 +46,8 @@ __all__ = [
     "ffn_network",
     "firing_rates",
     "plan",
+    "prepare",
     "refine",
+    "release",
     "sparsify",
 ]

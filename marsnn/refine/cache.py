@@ -34,6 +34,28 @@ def remember(cache: Cache, layer: int, window: Tensor, memory: Tensor, position:
         own.tokens += tokens
 
 
+def recalled(cache: Cache | None, layer: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Window [K - 1, B, C], memory and position of an SSM, to be written in place; None before a token."""
+    found = remembered(cache, layer)
+    if found is None:
+        return None
+    window, memory, position = found
+    recent = window.permute(2, 0, 1)
+    if not recent.is_contiguous():  # laid out anew, once: one token's numbers side by side
+        assert cache is not None
+        recent = recent.contiguous()
+        cache.layers[layer].conv_states[MEMORY] = recent.permute(1, 2, 0)
+    return (recent, memory, position) if memory.is_contiguous() else None
+
+
+def counted(cache: Cache, layer: int) -> None:
+    """One token more was seen by an SSM whose states were written in place."""
+    own = cache.layers[layer]
+    own.recurrent_states[POSITION] += 1
+    if isinstance(own, StateLayer):
+        own.tokens += 1
+
+
 class StateLayer(LinearAttentionLayer):
     """transformers' layer for states of fixed size, which also counts tokens and can be shared out."""
 

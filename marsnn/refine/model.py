@@ -6,6 +6,7 @@ q, k, v and o projections its gate (z), its forgetting (a), and what `SSDCore` o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -79,9 +80,23 @@ class MarAttention(LlamaAttention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """[B, L, D] to [B, L, D] and, where the implementation gives them, the weights."""
-        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         projected = _through(self.mixer_in, hidden_states, self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (each.view(shape).transpose(1, 2) for each in projected)
+        mixed, weights = self.attended(
+            projected, position_embeddings, attention_mask, past_key_values, **kwargs
+        )
+        return _through(self.mixer_out, mixed, self.o_proj)[0], weights
+
+    def attended(
+        self,
+        projected: Sequence[Tensor],
+        position_embeddings: tuple[Tensor, Tensor] | None,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """All between the projections: queries, keys and values [B, L, H P or KV P] to [B, L, H P]."""
+        B, L, _ = projected[0].shape
+        q, k, v = (each.view(B, L, -1, self.head_dim).transpose(1, 2) for each in projected)
         if self.config.rope:
             assert position_embeddings is not None
             q, k = apply_rotary_pos_emb(q, k, *position_embeddings)
@@ -95,8 +110,7 @@ class MarAttention(LlamaAttention):
             self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling,
             sliding_window=self.sliding_window, **kwargs,
         )  # fmt: skip
-        mixed = mixed.reshape(*hidden_states.shape[:-1], -1)
-        return _through(self.mixer_out, mixed, self.o_proj)[0], weights
+        return mixed.reshape(B, L, -1), weights
 
 
 class MarMixer(nn.Module):
@@ -306,6 +320,8 @@ class MarDecoderLayer(LlamaDecoderLayer):
 
     self_attn: MarAttention | MarMixer  # type: ignore[assignment]
     mlp: MarMLP  # type: ignore[assignment]
+    quick: Callable[..., Tensor | None] | None = None
+    """What runs one token, where `prepare` set it; where it returns None the layer runs itself."""
 
     def __init__(self, config: MarConfig, layer_idx: int) -> None:
         GradientCheckpointingLayer.__init__(self)
@@ -316,11 +332,26 @@ class MarDecoderLayer(LlamaDecoderLayer):
         self.input_layernorm = norm_of(config)
         self.post_attention_layernorm = norm_of(config)
 
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        """[B, L, D] to [B, L, D]; arguments are those of LlamaDecoderLayer's."""
+        done = None if self.quick is None else self.quick(hidden_states, **kwargs)
+        return super().forward(hidden_states, **kwargs) if done is None else done
+
 
 def norm_of(config: MarConfig) -> nn.Module:
     """The norm that stands before each part of a layer, and behind the last."""
     kind = LlamaRMSNorm if config.norm == "rms" else nn.LayerNorm
     return kind(config.hidden_size, eps=config.rms_norm_eps)
+
+
+class MarHead(Linear):
+    """The projection to the vocabulary; `quick` is what runs one token, where `prepare` set it."""
+
+    quick: Callable[[Tensor], Tensor | None] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        done = None if self.quick is None else self.quick(x)
+        return super().forward(x) if done is None else done
 
 
 def site_of(layer: MarDecoderLayer, site: str) -> tuple[nn.Module, int]:
@@ -439,7 +470,7 @@ class MarForCausalLM(MarPreTrainedModel, LlamaForCausalLM):
         LlamaPreTrainedModel.__init__(self, config)
         self.model = MarModel(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = MarHead(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     def _prepare_cache_for_generation(

@@ -200,7 +200,7 @@ class SSDCore(SequenceLayer):
     # ---- ways through the convolution -------------------------------------------------------------------
 
     def _step(self, x: Tensor, state: SSDState) -> tuple[Tensor, SSDState]:
-        done = decode.step(self, x, state.recent, state.memory)
+        done = decode.step(self, x, state.recent, state.memory, state.position)
         if done is not None:
             return done[0], SSDState(done[1], done[2], state.position + 1)
         z, raw, forgetting = (each.unsqueeze(0) for each in self._parted(x))

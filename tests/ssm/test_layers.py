@@ -517,6 +517,9 @@ def test_the_convolution_by_hand():
         {"gate": False, "scale_input": True},
         {"skip": False, "conv_size": 1, "groups": 4},
         {"conv_size": 2, "head_dim": 17, "state_size": 3},
+        {"rope": 10000.0, "state_size": 6, "groups": 4},
+        {"rope": 50.0, "state_size": 2, "groups": 2, "gate": False, "conv_size": 3},
+        {"rope": 100000.0, "state_size": 64, "head_dim": 65, "scale_input": True},  # shared by threads
     ],
 )
 def test_the_step_kernel_is_the_step_in_torch(settings, dtype):
@@ -525,15 +528,34 @@ def test_the_step_kernel_is_the_step_in_torch(settings, dtype):
     for parameter in core.parameters():
         torch.nn.init.normal_(parameter)
     x = noise(6, B, core.inputs, dtype=dtype)
+    begun = torch.tensor([0, 1, 5000])[torch.arange(B) % 3]
     outcomes = []
     for backend in ("auto", "reference"):
         core.backend = backend
         with torch.no_grad():
-            y, state = stepped(core, x)
+            state = core.initial_state(x[0])._replace(position=begun)
+            y, state = stepped(core, x, state)
         outcomes.append((y, state.recent, state.memory))
-        assert state.position.tolist() == [6] * B
+        assert torch.equal(state.position, begun + 6)
     assert gap(*outcomes) < {torch.float64: 1e-13, torch.float32: 1e-5}[dtype]
     assert not same(outcomes[0][0], outcomes[1][0])  # it did run
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_step_may_write_where_it_read(threads):
+    core = SSDCore(4, 64, 64, groups=4, rope=1e4).double()
+    x, state = noise(2, core.inputs), core.initial_state(noise(2, core.inputs))
+    recent, memory = noise(*state.recent.shape, seed=2), noise(*state.memory.shape, seed=3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.no_grad():
+            y, *after = decode.step(core, x, recent, memory, state.position)
+            again = decode.Step(core)(x, recent, memory, state.position, recent, memory)
+    finally:
+        torch.set_num_threads(before)
+    assert same((y, *after), (again, recent, memory))
 
 
 STEP_MUTANTS = [
@@ -541,6 +563,8 @@ STEP_MUTANTS = [
     ("const F value = decay * S[n * p.P + i]", "const F value = S[n * p.P + i]"),
     ("recent + ((p.K - 1 - k) * p.B + s) * C", "recent + ((k - 1) * p.B + s) * C"),
     ("h / (p.H / p.G) * p.N", "h % p.G * p.N"),
+    ("v[half] = second * turn + first * lift", "v[half] = second * turn - first * lift"),
+    ("(double)position", "(double)(position + 1 > 3)"),
 ]
 
 
@@ -558,7 +582,7 @@ def test_mutants_of_the_step_are_caught(number, monkeypatch, tmp_path):
     native.cache_folder.cache_clear()
     decode._library.cache_clear()
     try:
-        core = SSDCore(4, 3, 5, groups=2).double()
+        core = SSDCore(4, 3, 6, groups=2, rope=20.0).double()
         x = noise(6, B, core.inputs)
         with torch.no_grad():
             wanted = core(x)[0]

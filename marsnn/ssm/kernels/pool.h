@@ -1,0 +1,102 @@
+// Threads that take pieces of a job which takes microseconds, beside the one that calls.
+//
+// Who calls works through the pieces itself and waits for nothing but pieces that a helper has begun. OpenMP
+// has every thread arrive: where another program holds a processor, that takes a turn of the scheduler,
+// milliseconds. A helper looks out for the next job for PATIENCE, then sleeps.
+#pragma once
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+#include "share.h"
+
+static constexpr auto PATIENCE = std::chrono::microseconds(300);
+
+static inline void pause_briefly() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
+struct Pool {
+    std::mutex owner;  // one job at a time
+    void (*piece)(void*, long);
+    void* data;
+    long pieces, threads;
+    std::atomic<long> next{0}, inside{0}, sleeping{0};
+    std::atomic<unsigned long> number{0};  // of the job; odd while it is open
+    std::mutex door;
+    std::condition_variable bell;
+    long started = 0;  // helpers
+
+    void take() {
+        for (long i; (i = next.fetch_add(1)) < pieces;) piece(data, i);
+    }
+    // whether there is a job that this helper has not seen; a closed one has an even number
+    bool open(unsigned long seen) {
+        const unsigned long now = number.load();
+        return now % 2 && now != seen;
+    }
+    void help(long me) {
+        for (unsigned long seen = 0;;) {
+            auto until = std::chrono::steady_clock::now() + PATIENCE;
+            for (long turn = 1; !open(seen); turn++) {
+                pause_briefly();
+                if (turn % 64 || std::chrono::steady_clock::now() < until) continue;
+                std::unique_lock<std::mutex> lock(door);
+                sleeping++;
+                bell.wait(lock, [&] { return open(seen); });
+                sleeping--;
+                break;
+            }
+            inside++;  // from here on a job that is open stays so
+            const unsigned long now = number.load();
+            if (now % 2 && me < threads - 1) take();
+            seen = now;
+            inside--;
+        }
+    }
+    void run(long count, void (*what)(void*, long), void* with, long wanted) {
+        std::unique_lock<std::mutex> mine(owner, std::try_to_lock);
+        if (!mine) {
+            for (long i = 0; i < count; i++) what(with, i);
+            return;
+        }
+        while (started < wanted - 1) {
+            const long me = started++;
+            std::thread([this, me] { help(me); }).detach();
+        }
+        piece = what, data = with, pieces = count, threads = wanted;
+        next = 0;
+        number++;
+        if (sleeping) {
+            std::lock_guard<std::mutex> lock(door);
+            bell.notify_all();
+        }
+        take();
+        number++;
+        for (long turn = 1; inside; turn++) turn % 256 ? pause_briefly() : std::this_thread::yield();
+    }
+};
+
+static Pool* pool = nullptr;  // never destroyed: helpers sleep in it to the end
+static std::mutex making;
+
+extern "C" void forward(long pieces, void (*piece)(void*, long), void* data, long threads) {
+    {
+        std::lock_guard<std::mutex> lock(making);
+        if (!pool) {
+            pool = new Pool;
+#if defined(__unix__) || defined(__APPLE__)
+            // no helper follows into a child
+            static const int once = pthread_atfork(nullptr, nullptr, [] { pool = nullptr; });
+            (void)once;
+#endif
+        }
+    }
+    pool->run(pieces, piece, data, threads);
+}

@@ -43,7 +43,7 @@ class AlignConfig:
     held_out: int = field(default=4, metadata={"help": "further sequences, for the error in the report"})
     learning_rate: float = field(default=3e-3, metadata={"help": "peak rate of Adam; a cosine follows"})
     warmup: int = field(default=20, metadata={"help": "updates until the peak"})
-    memory_gib: float = field(default=2.0, metadata={"help": "for inputs and outputs of a group of layers"})
+    memory_gib: float = field(default=5.0, metadata={"help": "for inputs and outputs of a group of layers"})
     seed: int = field(default=0, metadata={"help": "of the order of sequences"})
 
     def __post_init__(self) -> None:

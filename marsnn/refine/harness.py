@@ -47,11 +47,13 @@ def harness(
         if unknown:
             raise InputError(f"lm-eval knows no task {unknown[0]!r}; name the folder of its .yaml")
         view = model if isinstance(model, View) else View(model)
+        ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        before = next((token for token in ends if token is not None), 0)
         with view.shown() as shown:
             try:
                 found = simple_evaluate(
-                    HFLM(pretrained=shown, tokenizer=tokenizer, batch_size=1), tasks=list(tasks),
-                    task_manager=known, bootstrap_iters=0, log_samples=False, verbosity="ERROR",
+                    HFLM(pretrained=shown, tokenizer=tokenizer, batch_size=1, prefix_token_id=before),
+                    tasks=list(tasks), task_manager=known, bootstrap_iters=0, log_samples=False, verbosity="ERROR",
                 )  # fmt: skip
             except Exception as error:  # a task's data and code are somebody else's
                 reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -30,7 +30,7 @@ from marsnn.progress import say
 from marsnn.refine.alignment import AlignConfig
 from marsnn.refine.config import checked_spikes
 from marsnn.refine.evaluation import Evaluation, EvaluationConfig, evaluate
-from marsnn.refine.loading import encoded, load_model, load_tokenizer, quietly
+from marsnn.refine.loading import checked_folder, encoded, load_model, load_tokenizer, quietly
 from marsnn.refine.model import MarForCausalLM
 from marsnn.refine.pipeline import RefineConfig, refine
 from marsnn.refine.planner import Plan, plan
@@ -173,8 +173,7 @@ def _check_room(job: Job, plan_only: bool = False) -> None:
     """Refuse a folder that holds something, or has no room, before anything is computed."""
     if job.model.resolve() == job.out.resolve():
         raise InputError(f"{job.out}: the model would be written over itself; choose another --out")
-    if not (job.model / "config.json").is_file():
-        raise FileError(f"{job.model}: not a model's folder (no config.json); save_pretrained() writes one")
+    checked_folder(job.model)
     if not job.resume:
         if (job.out / DONE).is_file() or (job.out / "config.json").is_file():
             raise FileError(f"{job.out}: holds a model already; choose another --out")

@@ -83,8 +83,8 @@ class LatencyReport:
             return f"no token under the budget of {self.budget_ms:g} ms"
         return (
             f"budget {self.budget_ms:g} ms: {self.within:.0%} of {self.tokens} tokens within it, median "
-            f"{self.median_ms:.1f} ms, 95 % within {self.percentile_ms(95):.1f} ms, keep {self.mean_keep:.2f} on "
-            f"average, {min(self.keeps):.2f} to {max(self.keeps):.2f}"
+            f"{self.median_ms:.1f} ms, 95 % within {self.percentile_ms(95):.1f}, keep {self.mean_keep:.2f} "
+            f"on average, {min(self.keeps):.2f} to {max(self.keeps):.2f}"
         )
 
     def percentile_ms(self, percent: float) -> float:

@@ -26,9 +26,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
         FileError: it is no folder of a model, or its weights are missing or damaged.
         InputError: its layers are not Llama's.
     """
-    path = Path(folder)
-    if not (path / "config.json").is_file():
-        raise FileError(f"{path}: not a model's folder (no config.json); save_pretrained() writes one")
+    path = checked_folder(folder)
     if not any(path.glob("*.safetensors")):
         raise FileError(f"{path}: no weights in safetensors; save the model with save_pretrained()")
     with quietly():
@@ -54,13 +52,25 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
     return model.eval()  # type: ignore[no-any-return]
 
 
+def checked_folder(folder: str | Path) -> Path:
+    """The path of a model's folder.
+
+    Raises:
+        FileError: it is none.
+    """
+    path = Path(folder)
+    if not (path / "config.json").is_file():
+        raise FileError(f"{path}: not a model's folder (no config.json); save_pretrained() writes one")
+    return path
+
+
 def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer beside a model.
 
     Raises:
         FileError: there is none, or it can't be read.
     """
-    path = Path(folder)
+    path = checked_folder(folder)
     if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise FileError(f"{path}: no tokenizer (tokenizer.json); save it beside the model")
     with quietly():

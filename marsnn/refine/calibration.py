@@ -32,6 +32,9 @@ from marsnn.spiking import SpikingInput
 ROWS = 16384
 """Tokens of a site, at most, that are looked at."""
 
+PRICED = 2048
+"""Tokens, of those, on which every share of the grid is priced."""
+
 TINY = 1e-30
 
 
@@ -85,7 +88,8 @@ def sparsify(
 
     def look(layer: int) -> Callable[[Tensor], None]:
         def at(x: Tensor) -> None:
-            costs[layer] = errors(x, mlps[layer].down_proj.weight, mode).tolist()
+            some = x[:: max(1, len(x) // PRICED)]
+            costs[layer] = errors(some, mlps[layer].down_proj.weight, mode).tolist()
             sizes[layer] = x.float().abs().mean(0)
             if mode != "mask":
                 parts[layer] = Sparsifier(x.shape[1], mode).to(x.device)

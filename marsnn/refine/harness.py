@@ -53,7 +53,8 @@ def harness(
             try:
                 found = simple_evaluate(
                     HFLM(pretrained=shown, tokenizer=tokenizer, batch_size=1, prefix_token_id=before),
-                    tasks=list(tasks), task_manager=known, bootstrap_iters=0, log_samples=False, verbosity="ERROR",
+                    tasks=list(tasks), task_manager=known, bootstrap_iters=0, log_samples=False,
+                    verbosity="ERROR",
                 )  # fmt: skip
             except Exception as error:  # a task's data and code are somebody else's
                 reason = (str(error) or type(error).__name__).splitlines()[0]

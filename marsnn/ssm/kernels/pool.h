@@ -9,6 +9,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -73,7 +74,10 @@ struct Pool {
         }
         while (started < wanted - 1) {
             const long me = started++;
-            std::thread([this, me] { help(me); }).detach();
+            try {
+                std::thread([this, me] { help(me); }).detach();
+            } catch (const std::system_error&) {  // there may be no more threads; who calls does it all
+            }
         }
         piece = what, data = with, pieces = count, threads = wanted;
         next = 0;

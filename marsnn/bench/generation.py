@@ -191,7 +191,7 @@ def _at(
             caches[name] = _filled(models[name], prompt, chunk)
             read[name].append(time.perf_counter() - started)
     sizes = {name: token_bytes(models[name], caches[name]) for name in names}
-    memory = torch.zeros(max(sizes.values()) // 4 + 1)
+    memory = torch.ones(max(sizes.values()) // 4 + 1)  # zeros would be one page, read over and over
     calls: dict[str, Callable[[], Any]] = {}
     for name in names:
         calls[name] = partial(_write, models[name], caches[name], new)

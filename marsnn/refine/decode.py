@@ -96,14 +96,11 @@ def prepare(
     release(model)
     layers = layers_of(model)
     reasons = [reason_against(layer) for layer in layers]
-    try:
-        dtype = model.dtype
-        if not all(reasons):
-            kernel.library(kernel.DTYPES[dtype])
-    except native.BuildError as error:
-        reasons = [str(error)] * len(layers)
     inner = _activations(model, tokens, seed)
-    quick = {i: QuickLayer(layer) for i, layer in enumerate(layers) if not reasons[i]}
+    try:
+        quick = {i: QuickLayer(layer) for i, layer in enumerate(layers) if not reasons[i]}
+    except native.BuildError as error:
+        reasons, quick = [str(error)] * len(layers), {}
     times = _measured(quick, inner, rounds, random.Random(seed))
     found = []
     for i, layer in enumerate(layers):

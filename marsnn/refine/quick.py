@@ -167,6 +167,7 @@ class QuickLayer(_Quick):
         self._feed = kernel.FeedForward(behind, mlp.gate_proj, mlp.up_proj, self.down)
         self.worthwhile = 1.0
         """Share of activations up to which rows are passed over."""
+        self._levels: Tensor | None = None  # from which the level was made
         self._level: tuple[Any, float] = (None, 0.0)
 
     def __call__(self, x: Tensor, **kwargs: Any) -> Tensor | None:
@@ -187,9 +188,9 @@ class QuickLayer(_Quick):
         if sparse.mode == "topk":
             self.down.choose(kernel.TOPK, max(1, round(sparse.keep * sparse.features)), 0.0, skipping)
             return
-        known = sparse.keep, id(sparse.levels), sparse.levels._version
-        if self._level[0] != known:
-            self._level = known, float(sparse.level().to(self.dtype))
+        known = sparse.keep, sparse.levels._version
+        if self._levels is not sparse.levels or self._level[0] != known:
+            self._levels, self._level = sparse.levels, (known, float(sparse.level().to(self.dtype)))
         self.down.choose(kernel.THRESHOLD, 0, self._level[1], skipping)
 
     def passed_bytes(self) -> int:

@@ -1,7 +1,9 @@
 """Reference: prepared models decode as the plain ones do, in every mode; what is changed is never stale."""
 
 import copy
+import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -116,6 +118,40 @@ def test_threads_change_nothing(threads):
         for _ in range(50):
             assert torch.equal(kernel.Maps([(linear, 1)])(x), wanted)
             assert torch.equal(down(x), summed)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_child_process_shares_its_own_work():
+    linear, x = torch.nn.Linear(300, 700), torch.randn(2, 300)
+    maps = kernel.Maps([(linear, 1)])
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        wanted = maps(x)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if all(torch.equal(maps(x), wanted) for _ in range(20)) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_calls_side_by_side_do_not_meet():
+    linears = [torch.nn.Linear(300, 700) for _ in range(4)]
+    maps, x = [kernel.Maps([(each, 1)]) for each in linears], torch.randn(1, 300)
+    wanted = [each(x) for each in maps]
+
+    def repeated(number):
+        return all(torch.equal(maps[number](x), wanted[number]) for _ in range(200))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(repeated, range(4)))
     finally:
         torch.set_num_threads(before)
 

@@ -10,6 +10,7 @@
 
 constexpr long MOST = 4;
 
+constexpr long FORWARD = 4096;   // bytes ahead that are asked for: a page, which hardware stops at
 constexpr long PIECE = 1 << 16;  // bytes of weights that a thread takes at a time
 
 // calls work(from, to) for parts of 0 to n, multiples of `whole` but for the last, each with `bytes` for one
@@ -45,6 +46,7 @@ INLINE void dots(const Stored* w, const F* x, long step, long K, F* out) {
     for (; k + WAYS * LANES <= K; k += WAYS * LANES)
         for (long j = 0; j < WAYS; j++) {
             const V v = wide(w + k + j * LANES);
+            __builtin_prefetch((const char*)(w + k + j * LANES) + FORWARD);
             for (long r = 0; r < R; r++) total[r][j] += v * load(x + r * step + k + j * LANES);
         }
     for (; k < K; k += LANES) {

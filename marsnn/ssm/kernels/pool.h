@@ -2,12 +2,14 @@
 //
 // Who calls works through the pieces itself and waits for nothing but pieces that a helper has begun. OpenMP
 // has every thread arrive: where another program holds a processor, that takes a turn of the scheduler,
-// milliseconds. A helper looks out for the next job for PATIENCE, then sleeps.
+// milliseconds. A helper looks out for the next job for PATIENCE, then sleeps. One that was waited for too long
+// has lost its processor: the next jobs do without, the more of them the more often that happens.
 #pragma once
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -15,6 +17,8 @@
 #include "share.h"
 
 static constexpr auto PATIENCE = std::chrono::microseconds(300);
+static constexpr auto TOO_LONG = std::chrono::microseconds(30);  // a piece takes two or three
+static constexpr long FEWEST = 64, MOST_JOBS = 1 << 13;          // without helpers, after such a wait
 
 static inline void pause_briefly() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -32,6 +36,7 @@ struct Pool {
     std::mutex door;
     std::condition_variable bell;
     long started = 0;  // helpers
+    long alone = 0, next_alone = FEWEST, prompt = 0;  // jobs to do without, at the next failure, since it
 
     void take() {
         for (long i; (i = next.fetch_add(1)) < pieces;) piece(data, i);
@@ -62,13 +67,17 @@ struct Pool {
     }
     void run(long count, void (*what)(void*, long), void* with, long wanted) {
         std::unique_lock<std::mutex> mine(owner, std::try_to_lock);
-        if (!mine) {
+        if (!mine || alone > 0) {
+            if (mine) alone--;
             for (long i = 0; i < count; i++) what(with, i);
             return;
         }
         while (started < wanted - 1) {
             const long me = started++;
-            std::thread([this, me] { help(me); }).detach();
+            try {
+                std::thread([this, me] { help(me); }).detach();
+            } catch (const std::system_error&) {  // there may be no more threads; who calls does it all
+            }
         }
         piece = what, data = with, pieces = count, threads = wanted;
         next = 0;
@@ -79,7 +88,18 @@ struct Pool {
         }
         take();
         number++;
+        if (inside) wait();
+    }
+    void wait() {
+        const auto since = std::chrono::steady_clock::now();
         for (long turn = 1; inside; turn++) turn % 256 ? pause_briefly() : std::this_thread::yield();
+        if (std::chrono::steady_clock::now() - since > TOO_LONG) {
+            alone = next_alone;
+            next_alone = next_alone < MOST_JOBS ? 2 * next_alone : MOST_JOBS;
+            prompt = 0;
+        } else if (++prompt == MOST_JOBS) {
+            next_alone = FEWEST;
+        }
     }
 };
 

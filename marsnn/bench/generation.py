@@ -39,6 +39,12 @@ SMOLLM2_135M: dict[str, Any] = {
 }  # fmt: skip
 """The shape of a LlamaConfig; the source is the model's own configuration, HuggingFaceTB/SmolLM2-135M."""
 
+SMALL: dict[str, Any] = {
+    **SMOLLM2_135M, "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+}  # fmt: skip
+"""For a look at whether all of it runs."""
+
 Model = Callable[..., Any]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from marsnn.cli.options import Json, Seed, print_json
+from marsnn.cli.options import Json, Seed, numbers, print_json
 
 bench = typer.Typer(
     no_args_is_help=True,
@@ -125,6 +125,33 @@ def memory(
     chosen = task or list(benchmark.TASKS)
     _measure(
         lambda: benchmark.run(chosen, range(seed, seed + seeds), updates, workers),
+        benchmark.markdown,
+        save,
+        as_json,
+    )
+
+
+@bench.command(
+    epilog="Example:  marsnn bench generation --contexts 256,4096 --save benchmarks/generation.json"
+)
+def generation(
+    contexts: Annotated[
+        str, typer.Option(help="tokens in front of those that are timed, by commas")
+    ] = "256,1024,4096,8176",
+    keep: Annotated[float, typer.Option(help="share of activations kept in sparse feed-forward nets")] = 0.4,
+    rounds: Annotated[int, typer.Option(help="how often all run, one after the other", min=1)] = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="small: whether it works, not how fast")] = False,
+    save: Save = None,
+    seed: Annotated[int, typer.Option(help="accepted for uniformity: the prompts are fixed")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Tokens per second of models of SmolLM2-135M's shape: dense, int8 and refined."""
+    from marsnn.bench import generation as benchmark
+
+    lengths = numbers("--contexts", contexts)
+    shape = benchmark.SMALL if quick else benchmark.SMOLLM2_135M
+    _measure(
+        lambda: benchmark.run(benchmark.contestants(shape, keep), lengths, rounds=rounds),
         benchmark.markdown,
         save,
         as_json,

@@ -99,3 +99,17 @@ def test_what_cannot_be_timed_is_refused(models):
             generation.run(models, **{"contexts": (4,), "rounds": 1, **settings})
     with pytest.raises(InputError, match="nothing to time"):
         generation.run({})
+
+
+def test_the_verb_prints_a_row_for_every_model_and_context(call, tmp_path):
+    code, told, err = call(
+        "bench", "generation", "--quick", "--rounds", 1, "--contexts", "8,16", "--save", tmp_path / "g.json"
+    )
+    assert code == 0, err
+    rows = json.loads((tmp_path / "g.json").read_text())["rows"]
+    assert [row["context"] for row in rows] == [8] * 5 + [16] * 5
+    for row in rows:
+        assert f"| {row['model']} |" in told
+    code, _, err = call("bench", "generation", "--quick", "--contexts", "x")
+    assert code == 2
+    assert "whole numbers" in err

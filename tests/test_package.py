@@ -24,7 +24,7 @@ OPTIONAL = {"transformers", "snntorch", "spikingjelly", "nir", "sklearn", "lava"
 ORDER = [
     {"errors", "checks", "surrogate", "native", "linear"},
     {"neurons", "ssm"},
-    {"network"},
+    {"network", "spiking"},
     {"record", "progress", "files", "simulator", "training", "data", "checkpoint"},
     {"intervals", "journal", "tasks", "tidy", "workers"},
     {"energy", "hardware"},

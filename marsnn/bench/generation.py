@@ -141,6 +141,18 @@ def run(
     }
 
 
+def fitting(contexts: Sequence[int], limit: int, new: int = 16) -> list[int]:
+    """Those contexts that a model of so many positions can have, the last ones short of what is written.
+
+    Raises:
+        InputError: none is left.
+    """
+    found = [min(context, limit - new) for context in contexts if context <= limit]
+    if not found or min(found) < 1:
+        raise InputError(f"no context to measure speed at: the model has {limit:,} positions")
+    return found
+
+
 def measured(views: Mapping[str, Any], contexts: Sequence[int], rounds: int = 5) -> dict[str, Any]:
     """Speed of the rows of an evaluation: name -> context -> decode, prefill and their ratios to the first.
 
@@ -162,8 +174,8 @@ def measured(views: Mapping[str, Any], contexts: Sequence[int], rounds: int = 5)
         models[name] = each.alone() if isinstance(each, View) else each
         if isinstance(models[name], MarForCausalLM):
             prepare(models[name])
-    limit = min(model.config.max_position_embeddings for model in models.values()) - new
-    result = run(models, [min(context, limit) for context in contexts if context <= limit + new], new, rounds)
+    limit = min(model.config.max_position_embeddings for model in models.values())
+    result = run(models, fitting(contexts, limit, new), new, rounds)
     found: dict[str, Any] = {name: {} for name in models}
     for row in result["rows"]:
         found[row["model"]][str(row["context"])] = {

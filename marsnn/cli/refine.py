@@ -86,15 +86,24 @@ def refine(
     ] = True,
     neuron: Annotated[str, typer.Option(help="a name of marsnn.neurons")] = "ATMN",
     steps: Annotated[int, typer.Option(help="T, micro-steps of a token", min=1)] = 6,
-    tau: Annotated[float, typer.Option(help="of the neuron: 0.5 halves each step's spike")] = 0.5,
-    fire_at: Annotated[float, typer.Option(help="ATMN fires from this share of V; 1 as in the paper")] = 0.5,
+    tau: Annotated[
+        float | None, typer.Option(help="of the neuron; without it 0.5 for ATMN, the neuron's own else")
+    ] = None,
+    fire_at: Annotated[
+        float | None, typer.Option(help="ATMN fires from this share of V; without it 0.5, 1 is the paper's")
+    ] = None,
     sites: Annotated[
         str, typer.Option(help="where spikes stand, by commas")
     ] = "mixer_in,mixer_out,ffn_in,ffn_out",
     per_token: Annotated[
         bool, typer.Option("--per-token", help="scale each token before it is encoded")
     ] = False,
-    plan: Annotated[Path | None, typer.Option(help="carry out this plan.json instead of making one")] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            help="carry out this plan.json; which layers, how sparse and which spikes is then what it says"
+        ),
+    ] = None,
     plan_only: Annotated[
         bool, typer.Option("--plan-only", help="write the plan, to be edited, and stop")
     ] = False,
@@ -145,9 +154,8 @@ def refine(
         if as_json:
             return print_json(made.to_dict())
         print(made.text())
-        return print(
-            f"edit {out / 'plan.json'}, then:  marsnn refine {model} --plan {out / 'plan.json'} -o {out}"
-        )
+        print(f"edit {out / 'plan.json'}, then, with the options that you gave for training:")
+        return print(f"marsnn refine {model} --plan {out / 'plan.json'} --out {out}")
     started = time.perf_counter()
     refined, evaluation = run_job(job)
     if as_json:
@@ -188,7 +196,7 @@ def evaluate(
 ) -> None:
     """Quality, energy and speed of a model, every stage a row."""
     from marsnn.files import probe
-    from marsnn.refine.evaluation import EvaluationConfig
+    from marsnn.refine.evaluation import EvaluationConfig, check_texts
     from marsnn.refine.evaluation import evaluate as measure
     from marsnn.refine.job import load_refined, rows_of
     from marsnn.refine.loading import load_tokenizer
@@ -202,7 +210,12 @@ def evaluate(
     )  # fmt: skip
     if out:
         probe(out / "report.json")
+    if lm_eval:
+        from marsnn.refine.harness import harness, known_tasks
+
+        known_tasks(lm_eval, task_folder)
     tokenizer = load_tokenizer(model)
+    check_texts(tokenizer, config)
     rows: dict[str, Any] = {}
     dense = None
     if against is not None:
@@ -211,19 +224,18 @@ def evaluate(
     own = load_refined(model, _dtype(dtype))
     rows |= rows_of(own, "dense" if against is None else model.name)
     if speed:
-        from marsnn.bench.generation import dynamic_int8
+        from marsnn.bench.generation import dynamic_int8, fitting, measured
 
+        fitting(wanted, own.config.max_position_embeddings)
         if dense is not None:
             rows = {"dense": dense, "dense, dynamic int8": dynamic_int8(dense), **rows}
     found = measure(rows, tokenizer, config, "dense" if against is not None else None, progress=True)
+    if out:
+        save_report(found, out)  # what comes now may fail, or be interrupted
     if speed:
-        from marsnn.bench.generation import measured
-
         for name, row in measured(rows, wanted, rounds).items():
             found.rows[name]["speed"] = row
     if lm_eval:
-        from marsnn.refine.harness import harness
-
         for name, row in found.rows.items():
             row["lm_eval"] = harness(rows[name], tokenizer, lm_eval, task_folder)
     if out:
@@ -284,18 +296,11 @@ def shape_energy(
     print(estimate_text(result, shape))
 
 
-def _settings(neuron: str, steps: int, tau: float, fire_at: float) -> dict[str, Any]:
-    """What a neuron can be told of these three."""
-    import inspect
-
-    from marsnn import neurons
-
-    known = inspect.signature(neurons.get(neuron)).parameters
-    return {
-        name: value
-        for name, value in {"steps": steps, "tau": tau, "fire_at": fire_at}.items()
-        if name in known and (neuron == "ATMN" or name == "steps")
-    }
+def _settings(neuron: str, steps: int, tau: float | None, fire_at: float | None) -> dict[str, Any]:
+    """A neuron's settings: what was said, and for ATMN what was measured to be best."""
+    said = {"tau": tau, "fire_at": fire_at}
+    chosen = {name: value for name, value in said.items() if value is not None}
+    return {"steps": steps, **({"tau": 0.5, "fire_at": 0.5} if neuron == "ATMN" else {}), **chosen}
 
 
 def _dtype(kind: Kind) -> torch.dtype:

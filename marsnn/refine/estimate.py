@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 
-from marsnn.energy import load_table
+from marsnn.checks import count
 from marsnn.errors import FileError, InputError
 from marsnn.files import read_json
 from marsnn.refine.config import MarConfig, config_from
 from marsnn.refine.model import MarForCausalLM
 from marsnn.refine.planner import Budget
-from marsnn.refine.shapes import RATES, dense_of, token_bytes, token_counts
+from marsnn.refine.shapes import TABLES, dense_of, measured_rates, priced
+from marsnn.refine.sparsity import checked_keep
 
 NAMED: dict[str, dict[str, int]] = {
     "llama-7b": {
@@ -32,8 +33,6 @@ NAMED: dict[str, dict[str, int]] = {
     },
 }  # fmt: skip
 """Sizes of Llama 2 (Touvron et al. 2023, arXiv 2307.09288, and its published configurations)."""
-
-TABLES = ("45nm-fp32", "45nm-int8")
 
 
 def load_shape(shape: str | Path) -> PreTrainedConfig:
@@ -51,8 +50,6 @@ def load_shape(shape: str | Path) -> PreTrainedConfig:
     raw = read_json(path)
     if not isinstance(raw, dict) or not isinstance(raw.get("model_type"), str):
         raise FileError(f"{path}: no configuration of a model (it names no model_type)")
-    import marsnn.refine.config  # noqa: F401  registers "mar"
-
     try:
         return AutoConfig.for_model(**raw)
     except InputError:
@@ -66,7 +63,7 @@ def estimate(
     ssm: str = "all",
     keep: float = 0.4,
     steps: int = 6,
-    rates: Mapping[str, float] | float | None = None,
+    rate: float | None = None,
     contexts: Sequence[int] = (256, 1024, 4096),
 ) -> dict[str, Any]:
     """Rows dense, SSM, SSM + sparse, SSM + sparse + ATMN; each by context and table.
@@ -76,7 +73,7 @@ def estimate(
         ssm: a budget of layers: a number, "half", "all", "25%"; the last ones become state space layers.
         keep: share of activations before the second projection.
         steps: T of ATMN.
-        rates: spikes per neuron and step; None for those of SmolLM2-135M at that T.
+        rate: spikes per neuron and step at every site; None for those of SmolLM2-135M at that T.
         contexts: tokens that attention sees.
 
     Raises:
@@ -87,41 +84,47 @@ def estimate(
     if budget.kind != "layers":
         raise InputError(f"a shape has no weights to score, so say how many layers, not {ssm!r}")
     layers = range(dense.num_hidden_layers - int(budget.value), dense.num_hidden_layers)
-    if rates is None and steps not in RATES:
-        known = ", ".join(map(str, RATES))
-        raise InputError(f"no measured rates for T = {steps} (there are {known}); give --rate")
-    rates = RATES[steps] if rates is None else rates
-    sparse = {"mode": "topk", "keep": keep}
+    checked_keep(keep)
+    if not contexts:
+        raise InputError("no contexts; say some numbers of tokens")
+    for context in contexts:
+        count("a context", context)
+    if rate is not None and not 0 <= rate <= 1:
+        raise InputError(f"a rate is a share of neurons and steps, 0 to 1, got {rate!r}")
+    sparse = {"mode": "threshold", "keep": keep}
     spikes = {"neuron": "ATMN", "settings": {"steps": steps, "tau": 0.5, "fire_at": 0.5}}
-    configs = {"dense": dense, f"{len(layers)} SSM": config_from(dense, layers)}
-    configs[f"{len(layers)} SSM + FFN {keep:g}"] = config_from(dense, layers, sparsity=sparse)
-    configs[f"{len(layers)} SSM + FFN {keep:g} + ATMN T={steps}"] = config_from(
-        dense, layers, sparsity=sparse, spikes=spikes
-    )
+    name = f"{len(layers)} SSM"
+    configs = {"dense": dense, name: config_from(dense, layers)}
+    if keep < 1:
+        name += f" + FFN {keep:g}"
+        configs[name] = config_from(dense, layers, sparsity=sparse)
+    spiking = config_from(dense, layers, sparsity=sparse if keep < 1 else None, spikes=spikes)
+    rates: Mapping[str, float] | float = measured_rates(spiking) if rate is None else float(rate)
+    configs[f"{name} + ATMN T={steps}"] = spiking
     return {
-        "rates": rates if isinstance(rates, float) else dict(rates),
+        "rates": rates if isinstance(rates, float) else _by_site(rates),
+        "measured_rates": rate is None,
         "steps": steps,
-        "rows": {name: _row(config, dense, rates, contexts) for name, config in configs.items()},
+        "rows": {name: _row(config, rates, contexts) for name, config in configs.items()},
     }
 
 
+def _by_site(rates: Mapping[str, float]) -> dict[str, float]:
+    sites: dict[str, list[float]] = {}
+    for name, rate in rates.items():
+        sites.setdefault(name.partition(".")[2], []).append(rate)
+    return {site: sum(each) / len(each) for site, each in sites.items()}
+
+
 def _row(
-    config: MarConfig, dense: MarConfig, rates: Mapping[str, float] | float, contexts: Sequence[int]
+    config: MarConfig, rates: Mapping[str, float] | float | None, contexts: Sequence[int]
 ) -> dict[str, Any]:
     with torch.device("meta"):
         parameters = sum(each.numel() for each in MarForCausalLM(config).parameters())
-    found: dict[str, Any] = {"parameters": parameters, "contexts": {}}
-    for context in contexts:
-        own, base = token_counts(config, context, rates).total, token_counts(dense, context).total
-        each: dict[str, float] = {
-            "mac": own.mac, "ac": own.ac, "mul": own.mul, "bytes_fp32": token_bytes(config, context)
-        }  # fmt: skip
-        for name in TABLES:
-            table = load_table(name)
-            each[f"{name} nJ"] = table.spiking_pj(own) / 1e3
-            each[f"{name} ratio"] = table.spiking_pj(own) / table.spiking_pj(base)
-        found["contexts"][str(context)] = each
-    return found
+    return {
+        "parameters": parameters,
+        "contexts": {str(context): priced(config, context, rates) for context in contexts},
+    }
 
 
 def estimate_text(result: Mapping[str, Any], name: str) -> str:
@@ -130,7 +133,7 @@ def estimate_text(result: Mapping[str, Any], name: str) -> str:
     contexts = list(next(iter(rows.values()))["contexts"])
     width = max(map(len, rows)) + 2
     rates = result["rates"]
-    told = f"{rates:g}" if isinstance(rates, float) else ", ".join(f"{k} {v:g}" for k, v in rates.items())
+    told = f"{rates:g}" if isinstance(rates, float) else ", ".join(f"{k} {v:.3g}" for k, v in rates.items())
     lines = [
         f"{name}: energy of a token, ESTIMATED from its configuration, in mJ (share of the dense one at the",
         "same precision); memory traffic apart, in GB a token of fp32",
@@ -146,6 +149,8 @@ def estimate_text(result: Mapping[str, Any], name: str) -> str:
             line += f"{each['bytes_fp32'] / 1e9:6.1f}"
         lines.append(line)
     lines.append(
-        f"assumed: {told} spikes per neuron and step at T = {result['steps']}; a shape has no quality"
+        f"assumed, T = {result['steps']}: spikes per neuron and step {told}"
+        + (", as measured on SmolLM2-135M" if result["measured_rates"] else "")
+        + "; a shape has no quality"
     )
     return "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,19 +24,17 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from marsnn.checks import count
-from marsnn.energy import load_table
 from marsnn.errors import InputError, NonFiniteError
 from marsnn.progress import track
 from marsnn.refine.calibration import firing_rates
 from marsnn.refine.config import config_from
-from marsnn.refine.loading import encoded
+from marsnn.refine.loading import encoded, prefix_of
 from marsnn.refine.model import MarForCausalLM
 from marsnn.refine.quality import tasks
-from marsnn.refine.shapes import dense_of, token_bytes, token_counts
+from marsnn.refine.shapes import priced
 from marsnn.refine.stages import View
 
 FORMAT = "marsnn.evaluation/1"
-TABLES = ("45nm-fp32", "45nm-int8")
 
 LEAST = 33
 """Tokens of a text to measure on."""
@@ -60,6 +58,8 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         for name in ("tokens", "context"):
             count(name, getattr(self, name))
+        for context in self.contexts:
+            count("a context", context)
         if not self.texts:
             raise InputError("texts is empty; name topics, stdlib, or a file")
 
@@ -103,7 +103,8 @@ def evaluate(
     """
     config = config or EvaluationConfig()
     views = {name: each if isinstance(each, View) else View(each) for name, each in models.items()}
-    _check(views, config, teacher)
+    prefix = prefix_of(tokenizer)
+    _check(views, config, prefix, teacher)
     texts = {source: _windows(tokenizer, source, config) for source in config.texts}
     rows = {name: _Row() for name in views}
     work = [(source, window) for source, windows in texts.items() for window in windows]
@@ -113,7 +114,7 @@ def evaluate(
             reference: _Seen | None = None
             for name in order:
                 with views[name].shown() as model:
-                    seen = _look(model, window, rows[name].rates)
+                    seen = _look(model, window, prefix, rows[name].rates)
                 found = rows[name].add(source, seen, window, reference, tokenizer)
                 if not math.isfinite(found):
                     raise NonFiniteError(f"{name} predicts NaN or infinity on {source}")
@@ -133,7 +134,10 @@ def evaluate(
     _add_recovered(measured, views, teacher)
     first = next(iter(views.values())).model
     settings = {
-        **asdict(config), "teacher": teacher, "device": str(first.device), "dtype": str(first.dtype),
+        **asdict(config),
+        "windows": {source: [len(each) - 1 for each in windows] for source, windows in texts.items()},
+        "begins_with": prefix.tolist(), "teacher": teacher,
+        "device": str(first.device), "dtype": str(first.dtype),
     }  # fmt: skip
     told = (getattr(view.model, "refinement", None) for view in views.values())
     return Evaluation(measured, settings, next((each for each in told if each), None))
@@ -161,7 +165,7 @@ def _add_recovered(
     }
 
 
-def _check(views: Mapping[str, View], config: EvaluationConfig, teacher: str | None) -> None:
+def _check(views: Mapping[str, View], config: EvaluationConfig, prefix: Tensor, teacher: str | None) -> None:
     if not views:
         raise InputError("no model to evaluate")
     if teacher is not None and teacher not in views:
@@ -172,8 +176,18 @@ def _check(views: Mapping[str, View], config: EvaluationConfig, teacher: str | N
         raise InputError(f"models of different vocabularies can't be compared: {told}")
     for name, view in views.items():
         limit = view.model.config.max_position_embeddings
-        if config.context > limit:
+        if config.context >= limit + 1 - len(prefix):
             raise InputError(f"a context of {config.context:,} tokens is beyond {name}'s {limit:,}")
+
+
+def check_texts(tokenizer: Any, config: EvaluationConfig) -> None:
+    """Refuse texts that can't be measured on, before anything long begins.
+
+    Raises:
+        InputError: no such text, or one that is too short.   FileError: a file that can't be read.
+    """
+    for source in config.texts:
+        _windows(tokenizer, source, replace(config, tokens=LEAST))
 
 
 def _windows(tokenizer: Any, source: str, config: EvaluationConfig) -> list[Tensor]:
@@ -199,8 +213,10 @@ class _Seen:
     streams: list[Tensor]  # what leaves each layer [L, D]
 
 
-def _look(model: PreTrainedModel, window: Tensor, heard: dict[str, list[float]]) -> _Seen:
-    ids = window[None, :-1].to(model.device)
+def _look(model: PreTrainedModel, window: Tensor, prefix: Tensor, heard: dict[str, list[float]]) -> _Seen:
+    """One window behind what the tokenizer begins texts with, which is not scored."""
+    ids = torch.cat([prefix, window[:-1]])[None].to(model.device)
+    begin = len(prefix)
     streams: list[Tensor] = []
     hooks = [
         layer.register_forward_hook(lambda _, args, out: streams.append(_stream(out)))
@@ -217,7 +233,8 @@ def _look(model: PreTrainedModel, window: Tensor, heard: dict[str, list[float]])
     finally:
         for hook in hooks:
             hook.remove()
-    return _Seen(logits[0].float().log_softmax(-1).cpu(), streams)
+    logs = logits[0, begin:].float().log_softmax(-1).cpu()
+    return _Seen(logs, [stream[begin:] for stream in streams])
 
 
 def _stream(out: Any) -> Tensor:
@@ -296,31 +313,10 @@ def _means(total: Counter[str], compared: bool) -> dict[str, float]:
 def energy_rows(
     model: PreTrainedModel, rates: Mapping[str, float] | None, contexts: Sequence[int]
 ) -> dict[str, dict[str, float]]:
-    """Context -> operations and nJ of a token by each table, and bytes that it moves; estimated from counts.
-
-    `dense` of each table is the same Transformer with attention everywhere and every product a MAC, at the
-    same precision. Traffic is not in the joules: its price depends on which memory holds the weights.
-    """
+    """Context -> `priced`, for contexts that the model can have."""
     config = config_from(model.config)
-    dense_config = dense_of(config)
-    found = {}
-    for context in contexts:
-        if context > model.config.max_position_embeddings:
-            continue
-        counts, dense = token_counts(config, context, rates or None), token_counts(dense_config, context)
-        total = counts.total
-        row: dict[str, float] = {
-            "mac": total.mac, "ac": total.ac, "mul": total.mul, "dense_mac": dense.total.mac,
-            "bytes_fp32": token_bytes(config, context),
-            "dense_bytes_fp32": token_bytes(dense_config, context),
-        }  # fmt: skip
-        for name in TABLES:
-            table = load_table(name)
-            row[f"{name} nJ"] = table.spiking_pj(total) / 1e3
-            row[f"{name} dense nJ"] = table.spiking_pj(dense.total) / 1e3
-            row[f"{name} ratio"] = row[f"{name} nJ"] / row[f"{name} dense nJ"]
-        found[str(context)] = row
-    return found
+    limit = model.config.max_position_embeddings
+    return {str(each): priced(config, each, rates or None) for each in contexts if each <= limit}
 
 
 def plan_of(model: PreTrainedModel) -> dict[str, Any]:

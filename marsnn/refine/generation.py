@@ -16,7 +16,7 @@ from marsnn.errors import InputError
 from marsnn.refine.decode import prepare
 from marsnn.refine.job import load_refined
 from marsnn.refine.latency import LatencyBudget
-from marsnn.refine.loading import load_tokenizer
+from marsnn.refine.loading import load_tokenizer, prefix_of
 from marsnn.refine.model import MarForCausalLM
 
 
@@ -60,6 +60,8 @@ def continuation(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids.long()
+    if ids.shape[-1] and not chat:
+        ids = torch.cat([prefix_of(tokenizer)[None], ids], 1)  # a template says itself how it begins
     if not ids.shape[-1]:
         raise InputError("the prompt holds no tokens; say something to continue")
     model = load_refined(folder, dtype)
@@ -96,7 +98,7 @@ def continuation(
     told = f"{len(new)} tokens, first after {clock.first_ms:.0f} ms"
     if clock.ms_per_token is not None:
         told += f", then {clock.ms_per_token:.1f} ms a token ({1000 / clock.ms_per_token:.1f} a second)"
-    if budget is not None:
+    if budget is not None and len(clock.times) > 1:  # the first token is the prompt's
         report = budget.report()
         found["latency"] = report.to_dict()
         told += f"; {report.text()}"

@@ -33,19 +33,11 @@ def harness(
         MissingDependencyError: lm-eval is not installed.   FileError: no such folder.
         InputError: no such task, or one that can't be run offline.
     """
-    if folder is not None and not folder.is_dir():
-        raise FileError(f"{folder}: no such folder of tasks")
     with _offline():
-        try:
-            from lm_eval import simple_evaluate
-            from lm_eval.models.huggingface import HFLM
-            from lm_eval.tasks import TaskManager
-        except ImportError as error:
-            raise MissingDependencyError("lm-eval", "lm-eval") from error
-        known = TaskManager(include_path=None if folder is None else str(folder))
-        unknown = sorted(set(tasks) - set(known.all_tasks))
-        if unknown:
-            raise InputError(f"lm-eval knows no task {unknown[0]!r}; name the folder of its .yaml")
+        from lm_eval import simple_evaluate
+        from lm_eval.models.huggingface import HFLM
+
+        known = known_tasks(tasks, folder)
         view = model if isinstance(model, View) else View(model)
         ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         before = next((token for token in ends if token is not None), 0)
@@ -69,13 +61,37 @@ def harness(
     }
 
 
+def known_tasks(tasks: Sequence[str], folder: Path | None) -> Any:
+    """The harness's TaskManager, if it knows all of these.
+
+    Raises:
+        MissingDependencyError, FileError, InputError: as `harness`.
+    """
+    if folder is not None and not folder.is_dir():
+        raise FileError(f"{folder}: no such folder of tasks")
+    with _offline():
+        try:
+            from lm_eval.tasks import TaskManager
+        except ImportError as error:
+            raise MissingDependencyError("lm-eval", "lm-eval") from error
+        known = TaskManager(include_path=None if folder is None else str(folder))
+    unknown = sorted(set(tasks) - set(known.all_tasks))
+    if unknown:
+        raise InputError(f"lm-eval knows no task {unknown[0]!r}; name the folder of its .yaml")
+    return known
+
+
 @contextmanager
 def _offline() -> Iterator[None]:
+    from huggingface_hub import constants  # it has read its environment already
+
     before = {name: os.environ.get(name) for name in OFFLINE}
     os.environ.update(dict.fromkeys(OFFLINE, "1"))
+    hub, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
         yield
     finally:
+        constants.HF_HUB_OFFLINE = hub
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -29,14 +29,25 @@ from marsnn.plots.refinement import plan_bars
 from marsnn.progress import say
 from marsnn.refine.alignment import AlignConfig
 from marsnn.refine.config import checked_spikes
-from marsnn.refine.evaluation import Evaluation, EvaluationConfig, evaluate
-from marsnn.refine.loading import checked_folder, encoded, load_model, load_tokenizer, quietly
+from marsnn.refine.evaluation import Evaluation, EvaluationConfig, check_texts, evaluate
+from marsnn.refine.loading import (
+    begun,
+    checked_folder,
+    encoded,
+    load_model,
+    load_tokenizer,
+    prefix_of,
+    quietly,
+)
 from marsnn.refine.model import MarForCausalLM
 from marsnn.refine.pipeline import RefineConfig, refine
 from marsnn.refine.planner import Plan, plan
 from marsnn.refine.report import save_report
 from marsnn.refine.sparsity import checked_sparsity
 from marsnn.refine.stages import View, stages
+
+COPIES = 3
+"""Of the weights in memory: the model, its copy under our classes, the refined one."""
 
 DONE = "refinement.json"
 """Written last: whoever finds it finds a whole model."""
@@ -109,18 +120,18 @@ def run_job(job: Job) -> tuple[MarForCausalLM, Evaluation | None]:
     checked_spikes(dict(job.spikes) if job.spikes is not None else None)
     _check_room(job)
     tokenizer = load_tokenizer(job.model)
-    teacher = load_model(job.model, job.dtype)
+    if job.evaluation is not None:
+        check_texts(tokenizer, job.evaluation)
+    teacher = load_model(job.model, job.dtype, copies=COPIES)
     made = _planned(job, teacher, tokenizer)
-    made.check(teacher)
     _write_plan(made, job.out)
     say(made.summary(), job.progress)
-    work = job.out / "work"
-    config = RefineConfig(
-        tokens=made.tokens, align=job.align, calibration=job.calibration, folder=work, progress=job.progress
-    )
-    refined = refine(teacher, made, config)
-    save_refined(refined, tokenizer, job.out)
-    shutil.rmtree(work, ignore_errors=True)
+    if job.resume and (job.out / DONE).is_file():
+        say("refined already", job.progress)
+        refined = load_refined(job.out, job.dtype)
+        assert isinstance(refined, MarForCausalLM)
+    else:
+        refined = _refined(job, teacher, tokenizer, made)
     if job.evaluation is None:
         return refined, None
     say("evaluating", job.progress)
@@ -131,6 +142,20 @@ def run_job(job: Job) -> tuple[MarForCausalLM, Evaluation | None]:
     )  # fmt: skip
     save_report(evaluation, job.out)
     return refined, evaluation
+
+
+def _refined(job: Job, teacher: PreTrainedModel, tokenizer: Any, made: Plan) -> MarForCausalLM:
+    """The plan carried out, and saved."""
+    work = job.out / "work"
+    config = RefineConfig(
+        tokens=made.tokens, align=job.align, calibration=job.calibration, folder=work, progress=job.progress
+    )
+    work.mkdir(parents=True, exist_ok=True)
+    refined = refine(teacher, made, config)
+    assert isinstance(refined, MarForCausalLM)
+    save_refined(refined, tokenizer, job.out)
+    shutil.rmtree(work, ignore_errors=True)
+    return refined
 
 
 def save_refined(model: MarForCausalLM, tokenizer: Any, folder: Path) -> None:
@@ -174,8 +199,12 @@ def _check_room(job: Job, plan_only: bool = False) -> None:
     if job.model.resolve() == job.out.resolve():
         raise InputError(f"{job.out}: the model would be written over itself; choose another --out")
     checked_folder(job.model)
+    weights = (job.out / "config.json").is_file() or any(job.out.glob("*.safetensors"))
+    ours = (job.out / "plan.json").is_file() and ((job.out / DONE).is_file() or (job.out / "work").is_dir())
+    if job.resume and weights and not ours:
+        raise FileError(f"{job.out}: holds a model that no refinement left there; choose another --out")
     if not job.resume:
-        if (job.out / DONE).is_file() or (job.out / "config.json").is_file():
+        if (job.out / DONE).is_file() or weights:
             raise FileError(f"{job.out}: holds a model already; choose another --out")
         if (job.out / "work").exists():
             raise FileError(
@@ -202,7 +231,8 @@ def _check_room(job: Job, plan_only: bool = False) -> None:
 
 def _planned(job: Job, model: PreTrainedModel, tokenizer: Any) -> Plan:
     """The plan that was given, that an interrupted job had, or a new one; with its tokens."""
-    tokens = encoded(tokenizer, job.text, (job.align.sequences + job.align.held_out) * job.align.length)
+    wanted = (job.align.sequences + job.align.held_out) * job.align.length
+    tokens = begun(encoded(tokenizer, job.text, wanted), prefix_of(tokenizer), job.align.length)[:wanted]
     key = _key(job)
     kept = job.out / "plan.json"
     if job.plan is not None:

@@ -69,8 +69,6 @@ class LatencyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        if not self.tokens:
-            return {"budget_ms": self.budget_ms, "tokens": 0}
         return {
             "budget_ms": self.budget_ms, "tokens": self.tokens, "mean_ms": self.mean_ms,
             "median_ms": self.median_ms, "p95_ms": self.percentile_ms(95), "within": self.within,
@@ -79,8 +77,6 @@ class LatencyReport:
 
     def text(self) -> str:
         """One line."""
-        if not self.tokens:
-            return f"no token under the budget of {self.budget_ms:g} ms"
         return (
             f"budget {self.budget_ms:g} ms: {self.within:.0%} of {self.tokens} tokens within it, median "
             f"{self.median_ms:.1f} ms, 95 % within {self.percentile_ms(95):.1f}, keep {self.mean_keep:.2f} "

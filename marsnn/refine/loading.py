@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -19,12 +20,16 @@ from marsnn.refine.config import SOURCES
 from marsnn.refine.texts import read_text
 
 
-def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(folder: str | Path, dtype: torch.dtype = torch.float32, copies: int = 1) -> PreTrainedModel:
     """The model in a folder, in evaluation mode; weights from safetensors only, code from nowhere.
+
+    Args:
+        folder: as `save_pretrained` leaves it.   dtype: of the weights in memory.
+        copies: how often they will be there; refused before anything is read where memory is too small.
 
     Raises:
         FileError: it is no folder of a model, or its weights are missing or damaged.
-        InputError: its layers are not Llama's.
+        InputError: its layers are not Llama's, or it is too large for this machine.
     """
     path = checked_folder(folder)
     if not any(path.glob("*.safetensors")):
@@ -38,7 +43,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> PreTra
             raise InputError(
                 f"{path}: a {config.model_type!r} model; those that can be refined are {', '.join(SOURCES)}"
             )
-        _enough_memory(path)
+        _enough_memory(path, dtype, copies)
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True,
@@ -95,17 +100,40 @@ def encoded(tokenizer: Any, source: str, most: int | None = None) -> Tensor:
     return ids if most is None else ids[:most]
 
 
-def _enough_memory(path: Path) -> None:
-    """Refuse what can't fit: the weights twice in float32, which refining needs at least."""
-    stored = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+def prefix_of(tokenizer: Any) -> Tensor:
+    """What this tokenizer begins texts with, ids [number]: a BOS token with Llama 2 and 3, or nothing."""
+    with quietly():
+        found = tokenizer("").input_ids
+    begins = tokenizer.bos_token_id
+    return torch.tensor([token for token in found[:1] if token == begins], dtype=torch.long)
+
+
+def begun(tokens: Tensor, prefix: Tensor, length: int) -> Tensor:
+    """Running text [number] in which every sequence of `length` starts with the prefix, as models know it."""
+    room = length - len(prefix)
+    if not len(prefix) or room < 1:
+        return tokens
+    return torch.cat([torch.cat([prefix, part]) for part in tokens.split(room)])
+
+
+def _enough_memory(path: Path, dtype: torch.dtype, copies: int) -> None:
+    """Refuse weights that don't fit, by what their files say of their shapes."""
+    elements = 0
+    for file in path.glob("*.safetensors"):
+        try:
+            with safe_open(file, framework="pt") as stored:
+                elements += sum(math.prod(stored.get_slice(name).get_shape()) for name in stored.keys())  # noqa: SIM118
+        except (SafetensorError, OSError):
+            return  # a damaged file is told of when it is read
+    needed = copies * elements * dtype.itemsize
     try:
         there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return
-    if 2 * stored > there:
+    if needed > there:
         raise InputError(
-            f"{path}: weights of {stored / 2**30:.1f} GiB need more than this machine's memory of "
-            f"{there / 2**30:.1f} GiB; use a larger machine"
+            f"{path}: {copies} x {elements / 1e9:.2f} B weights need {needed / 2**30:.1f} GiB, more than "
+            f"this machine's memory of {there / 2**30:.1f} GiB; use a larger machine or --dtype bfloat16"
         )
 
 

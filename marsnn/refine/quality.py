@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from marsnn.refine.loading import encoded
+from marsnn.refine.loading import encoded, prefix_of
 
 
 def tasks(
@@ -62,6 +62,7 @@ def needle(
 ) -> dict[str, float]:
     """Share of a told number's tokens that are predicted behind a text, by where in it it was told."""
     draw = random.Random(seed)
+    prefix = prefix_of(tokenizer)
     filler = encoded(tokenizer, text, context)
     room = min(context, len(filler) + 64, model.config.max_position_embeddings) - 64
     found: dict[str, float] = {}
@@ -75,7 +76,7 @@ def needle(
             said = f"\n\nThe secret number of {city} is {secret}.\n\n"
             asked = f"\n\nThe secret number of {city} is"
             at = int(depth * room)
-            parts = [filler[:at], _ids(tokenizer, said), filler[at:room], _ids(tokenizer, asked)]
+            parts = [prefix, filler[:at], _ids(tokenizer, said), filler[at:room], _ids(tokenizer, asked)]
             answer = _ids(tokenizer, f" {secret}")
             if not len(answer):  # a tokenizer without digits
                 return found
@@ -92,7 +93,8 @@ def topic(model: PreTrainedModel, tokenizer: Any, number: int, seed: int) -> dic
 
     draw = random.Random(seed)
     titles = sorted(topics)
-    right = 0
+    right = 0.0
+    prefix = prefix_of(tokenizer)
     for title in draw.sample(titles, min(number, len(titles))):
         choices = [title, *draw.sample([other for other in titles if other != title], 3)]
         text = topics[title].split("\n", 3)[-1].strip()[:400]
@@ -102,10 +104,11 @@ def topic(model: PreTrainedModel, tokenizer: Any, number: int, seed: int) -> dic
             after = _ids(tokenizer, f" {choice}")
             if not len(before) or not len(after):  # a tokenizer without letters
                 return {}
-            ids = torch.cat([before, after])[None].to(model.device)
+            ids = torch.cat([prefix, before, after])[None].to(model.device)
             logits = model(ids, use_cache=False, logits_to_keep=len(after) + 1).logits[0, :-1].float()
             scores.append(-F.cross_entropy(logits, after.to(model.device)).item())
-        right += max(range(4), key=scores.__getitem__) == 0
+        if scores[0] == max(scores):
+            right += 1 / scores.count(scores[0])  # a tie is a guess
     return {"accuracy": right / min(number, len(titles)), "chance": 0.25}
 
 
@@ -117,12 +120,13 @@ def continued(
     rows = ids[: len(ids) // (prompt + new) * (prompt + new)].view(-1, prompt + new)
     if not len(rows):
         return {}
-    prompts = rows[:, :prompt].to(model.device)
+    prefix = prefix_of(tokenizer)
+    prompts = torch.cat([prefix.expand(len(rows), -1), rows[:, :prompt]], 1).to(model.device)
     made = model.generate(
         prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=new, min_new_tokens=new,
         do_sample=False, pad_token_id=model.config.pad_token_id or 0,
     ).cpu()  # fmt: skip
-    written = [tokenizer.decode(row[prompt:], skip_special_tokens=True) for row in made]
+    written = [tokenizer.decode(row[prompts.shape[1] :], skip_special_tokens=True) for row in made]
     wanted = [tokenizer.decode(row[prompt:], skip_special_tokens=True) for row in rows]
     own, reference = ([text.split() for text in texts] for texts in (written, wanted))
     return {

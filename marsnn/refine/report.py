@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 import math
+from pathlib import Path
 from typing import Any
 
 from marsnn.files import PathLike, json_text, write_text
 from marsnn.plots.refinement import pictures
-from marsnn.refine.evaluation import TABLES, Evaluation
+from marsnn.refine.evaluation import Evaluation
+from marsnn.refine.shapes import TABLES
 
 STYLE = """body{font-family:sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#333}
 pre{overflow-x:auto;background:#f6f6f6;padding:1em;font-size:12px}svg{max-width:100%;height:auto}"""
@@ -16,8 +18,6 @@ pre{overflow-x:auto;background:#f6f6f6;padding:1em;font-size:12px}svg{max-width:
 
 def save_report(evaluation: Evaluation, folder: PathLike) -> None:
     """Write report.json, report.txt and report.html."""
-    from pathlib import Path
-
     write_text(Path(folder) / "report.json", json_text(evaluation.to_dict()))
     write_text(Path(folder) / "report.txt", report_text(evaluation))
     write_text(Path(folder) / "report.html", _page(evaluation))
@@ -42,7 +42,7 @@ def _quality(rows: dict[str, Any], settings: dict[str, Any], width: int) -> str:
     compared = teacher is not None and len(rows) > 1
     heads = "".join(f"{source[-14:] + ' bits/byte':>25}{'ppl':>9}" for source in sources)
     lines = [
-        f"quality at a context of {settings['context']:,} tokens, {settings['tokens']:,} tokens of each text",
+        "quality at a context of " + _measured(settings),
         "".ljust(width) + heads + ("     KL  same choice" if compared else ""),
     ]
     for name, row in rows.items():
@@ -59,6 +59,17 @@ def _quality(rows: dict[str, Any], settings: dict[str, Any], width: int) -> str:
             line += f"{first['kl']:7.3f}{first['agreement']:13.1%}"
         lines.append(line.rstrip())
     return "\n".join(lines)
+
+
+def _measured(settings: dict[str, Any]) -> str:
+    """Windows and tokens as they were, also of texts that were too short for what was asked."""
+    told = {
+        source: f"{max(windows):,} tokens, {sum(windows):,} tokens"
+        for source, windows in settings["windows"].items()
+    }
+    if len(set(told.values())) == 1:
+        return f"{next(iter(told.values()))} of each text"
+    return "; ".join(f"{text} of {source}" for source, text in told.items())
 
 
 def _tasks(rows: dict[str, Any], width: int) -> str:

@@ -23,9 +23,17 @@ from marsnn.refine.config import (
     image_tokens,
     sides,
 )
+from marsnn.spiking import SpikingInput
 
-RATES = {4: 0.39, 6: 0.37}
-"""Spikes per neuron and step of ATMN by T, tau = 1/2, fires at V / 2, as measured on SmolLM2-135M."""
+TABLES = ("45nm-fp32", "45nm-int8")
+"""By which refined models are priced, always both."""
+
+RATES = {
+    4: {"mixer_in": 0.455, "mixer_out": 0.332, "ffn_in": 0.456, "ffn_out": 0.25, "kept": 0.43},
+    6: {"mixer_in": 0.460, "mixer_out": 0.368, "ffn_in": 0.461, "ffn_out": 0.282, "kept": 0.436},
+}
+"""Spikes per neuron and step of ATMN by T and site (tau = 1/2, fires at V / 2), measured on SmolLM2-135M;
+"kept" is of those activations that a sparse feed-forward net keeps. docs/log.md says how."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,7 @@ def token_counts(
     settings = config.mixer_settings or {}
     if spikes is not None:
         counts.steps = int(steps or spikes["settings"].get("steps", 4))
+    graded = spikes is not None and _graded(spikes)
     for index, kind in enumerate(config.layer_types or []):
         for each in projections(config, kind):
             layer = counts.layer(f"model.layers.{index}.{each.name}")
@@ -99,20 +108,26 @@ def token_counts(
                 keep = config.sparsity["keep"][index]
             if spikes is not None and each.site is not None and each.site in spikes["sites"]:
                 masked = keep if config.sparsity and config.sparsity["mode"] == "mask" else 1.0
-                layer.ac = round(dense * masked * _rate(rates, index, each.site) * counts.steps)
-                layer.dense_ac = dense * counts.steps
+                met = round(dense * masked * _rate(rates, index, each.site) * counts.steps)
+                if graded:
+                    layer.graded_ac, layer.dense_graded_ac = met, dense * counts.steps
+                else:
+                    layer.ac, layer.dense_ac = met, dense * counts.steps
             else:
                 layer.mac = round(dense * keep)
                 layer.dense_mac = dense
         mixing = counts.layer(f"model.layers.{index}.mixing")
         if kind == SSM:
-            if config.mixer == "ssd":  # S' = decay S + b x^T, y = S'^T c
-                mixing.mul = mixing.mac = heads * width * width
-                mixing.mac += mixing.mul
-                mixing.mul += heads * width * (2 + int(settings.get("conv_size", 1)))
+            H = heads * width
+            if config.mixer == "ssd":
+                taps = 3 * int(settings.get("conv_size", 1)) * H  # of values, keys and queries
+                turns = 2 * H if settings.get("rope") else 0  # keys and queries, two products each
+                mixing.mac = H * width  # y = S^T c
+                mixing.mul = 2 * H * width + taps + 2 * turns + 3 * H  # decay S, b x^T; gate, scaled input
+                mixing.add = H * width + taps + turns
             else:
-                mixing.mul = 8 * heads * width * int(settings["state_size"]) // 2
-                mixing.add = 6 * heads * width * int(settings["state_size"]) // 2
+                N = int(settings["state_size"])  # N / 2 complex modes of each feature
+                mixing.mul, mixing.add = H * (5 * N + 2), H * (4 * N - 1)
         else:
             seen = context if kind != SLIDING else min(context, config.sliding_window or context)
             mixing.mac = mixing.dense_mac = 2 * heads * width * seen
@@ -141,6 +156,12 @@ def image_counts(
     return counts
 
 
+def _graded(spikes: Mapping[str, Any]) -> bool:
+    """Whether spikes carry integers beyond 1."""
+    levels = SpikingInput(1, spikes["neuron"], **spikes["settings"]).neuron.levels
+    return max(abs(level) for level in levels) > 1
+
+
 def _rate(rates: Mapping[str, float] | float | None, layer: int, site: str) -> float:
     if isinstance(rates, Mapping):
         return rates[f"{layer}.{site}"] if f"{layer}.{site}" in rates else rates[site]
@@ -151,10 +172,59 @@ def _rate(rates: Mapping[str, float] | float | None, layer: int, site: str) -> f
 
 def dense_of(config: MarConfig) -> MarConfig:
     """The same Transformer with attention in every layer, dense feed-forward nets and no spikes."""
-    usual = ATTENTION if config.sliding_window is None else SLIDING
-    kinds = [usual if kind == SSM else kind for kind in config.layer_types or []]
+    own = config.layer_types or []
+    left = {kind for kind in own if kind != SSM} or {ATTENTION if config.sliding_window is None else SLIDING}
+    usual = SLIDING if SLIDING in left else ATTENTION  # where both are left, the cheaper
+    kinds = [usual if kind == SSM else kind for kind in own]
     changed = {"layer_types": kinds, "sparsity": None, "spikes": None}
     return type(config)(**{**config.to_dict(), **changed})
+
+
+def measured_rates(config: MarConfig) -> dict[str, float]:
+    """Rates by "layer.site" of a model that nobody has run, as they were on another one.
+
+    Raises:
+        InputError: the neuron, or T, is none that was measured.
+    """
+    spikes = config.spikes or {}
+    settings = {"steps": 4, "tau": 0.5, "fire_at": 1.0, **spikes.get("settings", {})}
+    own = RATES.get(settings["steps"])
+    if spikes["neuron"] != "ATMN" or settings["tau"] != 0.5 or settings["fire_at"] != 0.5 or own is None:
+        known = ", ".join(map(str, RATES))
+        raise InputError(
+            f"no measured rates for {spikes['neuron']} with {settings}; there are some for ATMN with "
+            f"tau=0.5, fire_at=0.5 and steps {known}. Say a rate, or a budget of layers"
+        )
+    keep = [1.0] * config.num_hidden_layers
+    if config.sparsity is not None and config.sparsity["mode"] != "mask":
+        keep = config.sparsity["keep"]
+    found: dict[str, float] = {}
+    for layer, share in enumerate(keep):
+        found |= {f"{layer}.{site}": rate for site, rate in own.items() if site != "kept"}
+        found[f"{layer}.ffn_out"] = min(own["ffn_out"], share * own["kept"])
+    return found
+
+
+def priced(
+    config: MarConfig, context: int, rates: Mapping[str, float] | float | None = None
+) -> dict[str, float]:
+    """Operations and nJ of a token by each table, in the dense model's, and bytes that it moves; estimated.
+
+    The dense model has attention everywhere, every product a MAC, at the same precision. Traffic is not in
+    the joules: its price depends on which memory holds the weights.
+    """
+    dense_config = dense_of(config)
+    own, dense = token_counts(config, context, rates).total, token_counts(dense_config, context).total
+    row: dict[str, float] = {
+        "mac": own.mac, "ac": own.ac, "graded_ac": own.graded_ac, "mul": own.mul, "dense_mac": dense.mac,
+        "bytes_fp32": token_bytes(config, context), "dense_bytes_fp32": token_bytes(dense_config, context),
+    }  # fmt: skip
+    for name in TABLES:
+        table = load_table(name)
+        row[f"{name} nJ"] = table.spiking_pj(own) / 1e3
+        row[f"{name} dense nJ"] = table.spiking_pj(dense) / 1e3
+        row[f"{name} ratio"] = row[f"{name} nJ"] / row[f"{name} dense nJ"]
+    return row
 
 
 def budget_ratio(
@@ -177,9 +247,8 @@ def budget_ratio(
             "spikes": dict(spikes) if spikes else None,
         }
     )
-    steps = int((spikes or {}).get("settings", {}).get("steps", 4))
-    rate = RATES.get(steps, 0.4)
-    table = load_table("45nm-fp32")
+    rate = None if spikes is None else measured_rates(refined)
+    table = load_table(TABLES[0])
 
     def energy(of: MarConfig) -> float:
         sees = isinstance(of, MarVisionConfig)
@@ -202,7 +271,8 @@ def token_bytes(config: MarConfig, context: int, size: int = 4) -> int:
                 keep = config.sparsity["keep"][index]
             total += round(each.inputs * each.outputs * keep)
         if kind != SSM:
-            total += 2 * kv_heads * width * min(context, config.sliding_window or context)
+            seen = context if kind != SLIDING else min(context, config.sliding_window or context)
+            total += 2 * kv_heads * width * seen
         elif config.mixer == "ssd":
             total += 2 * heads * width * width  # read and written
         else:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from marsnn.refine.estimate import NAMED, estimate, load_shape
+from marsnn.refine.estimate import estimate, load_shape
 from tests.refine import folders
 
 QUICK = (
@@ -74,7 +74,8 @@ def test_a_plan_alone_then_by_hand(call, source, text, tmp_path):
         ("--mixer", "s4d", "--sparsity", "threshold", "--neuron", "LIF"),
         ("--policy", "manual", "--layers", "0,3", "--keep", 1, "--no-spikes"),
         ("--policy", "density", "--sparsity", "mask", "--sites", "ffn_in,ffn_out", "--per-token"),
-        ("--budget", "energy=0.7", "--context", 256, "--tau", 1, "--fire-at", 1, "--dtype", "bfloat16"),
+        ("--budget", "energy=0.7", "--context", 256),
+        ("--budget", 2, "--tau", 1, "--fire-at", 1, "--dtype", "bfloat16"),
     ],
 )
 def test_other_settings(call, source, text, tmp_path, options):
@@ -102,6 +103,7 @@ def test_other_settings(call, source, text, tmp_path, options):
         (("--plan", "nowhere.json"), "nowhere.json"),
         (("--steps", 0), "steps"),
         (("--learning-rate", 0), "learning_rate"),
+        (("--budget", "energy=0.7", "--tau", 1), "no measured rates"),
     ],
 )
 def test_bad_settings_are_one_line_and_leave_nothing(call, source, text, tmp_path, options, said):
@@ -167,10 +169,32 @@ def test_evaluate_runs_a_local_task_of_the_harness(call, refined, text, tmp_path
     code, told, err = call(*arguments, "--lm-eval", "two_questions", "--task-folder", tmp_path)
     assert code == 0, err
     for row in json.loads(told)["rows"].values():
-        assert row["lm_eval"]["two_questions"]["acc"] in (0.0, 0.5, 1.0)
+        assert set(row["lm_eval"]["two_questions"]) >= {"acc"}
+    accs = [row["lm_eval"]["two_questions"]["acc"] for row in json.loads(told)["rows"].values()]
+    assert accs[0] == _right(refined, questions)
     code, _, err = call(*arguments, "--lm-eval", "three_questions", "--task-folder", tmp_path)
     assert code == 2
     assert "three_questions" in err
+
+
+def _right(folder, questions):
+    """Share of questions whose answer the first row, attentions left out, finds likelier."""
+    from marsnn.refine.job import load_refined
+    from marsnn.refine.stages import stages
+
+    right = 0
+    with next(iter(stages(load_refined(folder)).values())).shown() as model:
+        for each in questions:
+            scores = []
+            for choice in each["choices"]:
+                before, after = (
+                    folders.tokenizer()(part).input_ids for part in (each["question"], f" {choice}")
+                )
+                with torch.no_grad():
+                    logs = model(torch.tensor([before + after])).logits[0].log_softmax(-1)
+                scores.append(sum(logs[len(before) + i - 1, token].item() for i, token in enumerate(after)))
+            right += scores.index(max(scores)) == each["answer"]
+    return right / len(questions)
 
 
 def test_generate_continues_by_the_model_and_its_cache(call, refined):
@@ -231,6 +255,12 @@ def test_generate_within_a_latency(call, refined, source):
         (("energy", "--shape", "llama-7b", "--keep", 0), "keep"),
         (("energy", "--shape", "llama-7b", "--steps", 9), "--rate"),
         (("energy",), "--shape"),
+        (("energy", "--shape", "llama-7b", "--rate", -2), "0 to 1"),
+        (("energy", "--shape", "llama-7b", "--rate", "nan"), "0 to 1"),
+        (("energy", "--shape", "llama-7b", "--contexts", "-5"), "context"),
+        (("energy", "--shape", "llama-7b", "--contexts", ","), "no contexts"),
+        (("evaluate", "REFINED", "--context", 64, "--speed", "--contexts", "999"), "no context"),
+        (("evaluate", "REFINED", "--lm-eval", "nothing-like-it"), "knows no task"),
     ],
 )
 def test_other_bad_input_is_one_line(call, refined, arguments, said):
@@ -274,9 +304,14 @@ def test_a_shape_agrees_with_its_model():
     spiking = rows[names[3]]["contexts"]["32"]
     assert spiking["ac"] > 0
     assert rows[names[1]]["contexts"]["32"]["ac"] == 0
-    assert torch.device("cpu") == folders.model().device
 
 
-def test_named_shapes_are_whole():
-    assert set(NAMED) == {"llama-7b", "llama-13b"}
-    assert load_shape("llama-13b").hidden_size == 5120
+def test_keeping_less_costs_less_with_and_without_spikes():
+    for row in (2, 3):
+        prices = [
+            list(estimate(load_shape("llama-7b"), "half", keep)["rows"].values())[row]["contexts"]["1024"][
+                "45nm-fp32 nJ"
+            ]
+            for keep in (0.8, 0.4, 0.1)
+        ]
+        assert prices[0] > prices[1] > prices[2]

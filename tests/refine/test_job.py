@@ -94,6 +94,39 @@ def test_a_finished_job_is_not_written_over(job):
     run_job(replace(job, resume=True, evaluation=None))  # the same again, to the same end
 
 
+def test_a_folder_that_no_refinement_made_is_never_written_over(job, source, tmp_path):
+    shutil.copytree(source, job.out)
+    before = (job.out / "model.safetensors").read_bytes()
+    for resume in (False, True):
+        with pytest.raises(FileError, match="holds a model"):
+            run_job(replace(job, resume=resume))
+    assert (job.out / "model.safetensors").read_bytes() == before
+    assert not (job.out / "plan.json").exists()
+
+
+def test_an_interrupted_evaluation_trains_nothing_again(job, monkeypatch):
+    from marsnn.refine import job as module
+
+    measure = module.evaluate
+    monkeypatch.setattr(module, "evaluate", lambda *args, **kwargs: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job)
+    monkeypatch.setattr(module, "evaluate", measure)
+    monkeypatch.setattr(module, "refine", None)  # whoever calls it fails
+    before = (job.out / "model.safetensors").stat().st_mtime_ns
+    _, evaluation = run_job(replace(job, resume=True))
+    assert (job.out / "model.safetensors").stat().st_mtime_ns == before
+    assert (job.out / "report.txt").is_file()
+    assert "2/4 SSM" in evaluation.rows
+
+
+def test_texts_are_looked_at_before_anything_is_trained(job):
+    bad = replace(job.evaluation, texts=("nowhere",))
+    with pytest.raises(InputError, match="no text"):
+        run_job(replace(job, evaluation=bad))
+    assert not (job.out / "plan.json").exists()
+
+
 def test_a_plan_is_made_edited_and_carried_out(job):
     made = plan_only(job)
     path = job.out / "plan.json"

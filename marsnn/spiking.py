@@ -31,6 +31,9 @@ POWER = 3
 SILENT = 1e-12
 """Threshold of a channel that was never anything but 0, and the least scale of a token."""
 
+TRIED = 2048
+"""Tokens, of those that `calibrate` gets, on which every threshold is tried; the largest value is that of all."""
+
 CHUNK = 512
 """Tokens that `calibrate` encodes at once."""
 
@@ -144,6 +147,7 @@ class SpikingInput(nn.Module):
             if self.per_token:
                 x = x / x.square().mean(-1, keepdim=True).sqrt().clamp(min=SILENT)
             largest = x.abs().amax(0).clamp(min=SILENT)
+            x = x[:: max(1, len(x) // TRIED)]
             best, chosen = torch.full_like(largest, torch.inf), largest.clone()
             for factor in FACTORS:
                 set_threshold(self.neuron, largest * factor)

@@ -93,7 +93,7 @@ def sparsify(
             sizes[layer] = x.float().abs().mean(0)
             if mode != "mask":
                 parts[layer] = Sparsifier(x.shape[1], mode).to(x.device)
-                parts[layer].calibrate(x)
+                parts[layer].calibrate(some)
 
         return at
 

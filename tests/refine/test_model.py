@@ -6,7 +6,14 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GPT2Config
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from marsnn.errors import InputError
 from marsnn.refine import MarCache, MarConfig, MarForCausalLM, convert
@@ -59,6 +66,18 @@ def test_without_state_space_layers_nothing_changes(kind):
     ours, theirs = written(model, tokens), written(teacher(kind), tokens)
     assert torch.equal(ours[0], theirs[0])
     torch.testing.assert_close(ours[1], theirs[1], rtol=0, atol=1e-4)
+
+
+def test_positions_are_exact_in_bfloat16(tmp_path):
+    LlamaForCausalLM(LlamaConfig(**{**SIZES, "max_position_embeddings": 2048})).save_pretrained(tmp_path)
+    source = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    model, tokens = convert(source, []), some_tokens(1, 1000)
+    assert model.dtype == torch.bfloat16
+    assert dict(model.named_buffers())["model.rotary_emb.inv_freq"].dtype == torch.float32
+    assert torch.equal(model(tokens).logits, source(tokens).logits)
+    model.save_pretrained(tmp_path / "ours")
+    again = MarForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.bfloat16)
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -148,6 +148,7 @@ def add_spikes(
 
     Raises:
         InputError: an unknown neuron, setting or site, a model that spikes already.
+        NonFiniteError: activations hold NaN. Whatever is raised, the model is then as it was.
     """
     if model.config.spikes is not None:
         raise InputError("the model has spikes already; start from the model without them")
@@ -158,17 +159,23 @@ def add_spikes(
     device, dtype = model.device, model.dtype
     found: list[Spiked] = []
     hooks = []
-    SpikingInput(1, neuron, per_token, **settings)  # refuses what can't be before anything is placed
-    for layer, block in enumerate(layers_of(model)):
-        for site in sites:
-            owner, features = site_of(block, site)
-            spiking = SpikingInput(features, neuron, per_token, **settings).to(device=device, dtype=dtype)
-            setattr(owner, site, spiking)
-            hooks.append(spiking.register_forward_pre_hook(_calibrates(found, layer, site)))
-    model.config.spikes = checked.spikes
+    placed: list[tuple[nn.Module, str]] = []
     try:
+        for layer, block in enumerate(layers_of(model)):
+            for site in sites:
+                owner, features = site_of(block, site)
+                spiking = SpikingInput(features, neuron, per_token, **settings)
+                spiking.to(device=device, dtype=dtype)
+                hooks.append(spiking.register_forward_pre_hook(_calibrates(found, layer, site)))
+                placed.append((owner, site))
+                setattr(owner, site, spiking)
         with torch.no_grad():
             modality(model).run(model, tokens)
+        model.config.spikes = checked.spikes
+    except BaseException:
+        for owner, site in placed:
+            setattr(owner, site, None)
+        raise
     finally:
         for hook in hooks:
             hook.remove()

@@ -100,22 +100,19 @@ def sparsify(
     with torch.no_grad():
         _look_at(model, tokens, {mlp.down_proj: look(layer) for layer, mlp in enumerate(mlps)})
         loss = Suffix(model, modality(model).for_comparison(tokens))
-        found = {}
+        costs_kl: dict[int, list[float]] = {}
         for layer, mlp in enumerate(mlps):
+            place = _gauged(costs[layer], gauge[layer])
             name, sparse = ("down_proj", None) if mode == "mask" else ("sparsifier", parts[layer])
             if sparse is None:
-                part: nn.Module = _masked(mlp.down_proj, gauge[layer], sizes[layer])
+                part: nn.Module = _masked(mlp.down_proj, GRID[place], sizes[layer])
             else:
-                part, sparse.keep = sparse, gauge[layer]
+                part, sparse.keep = sparse, GRID[place]
             with replaced(mlp, name, part):
-                found[layer] = max(loss.cost(layer).kl, 0.0)
-        # an error of twice the power costs twice: what is small is quadratic in the logits
-        costs_kl = {
-            layer: [
-                found[layer] * error / max(_at(costs[layer], gauge[layer]), TINY) for error in costs[layer]
-            ]
-            for layer in found
-        }
+                found = max(loss.cost(layer).kl, 0.0)
+            # an error of twice the power costs twice: what is small is quadratic in the logits
+            unit = found / max(costs[layer][place], TINY)
+            costs_kl[layer] = [unit * error for error in costs[layer]]
         chosen = gauge
         if not isinstance(keep, Sequence):
             chosen = [share for _, share in sorted(allocate(costs_kl, keep).items())]
@@ -227,9 +224,21 @@ def _masked(linear: nn.Linear, keep: float, size: Tensor) -> MaskedLinear:
     return masked
 
 
+def _gauged(errors: Sequence[float], share: float) -> int:
+    """The place of the calibrated share next to this one of those that make an error, which is the unit.
+
+    Where everything is kept there is none; of a few features 0.95 may be all of them.
+    """
+    places = [place for place, error in enumerate(errors) if error > 0 and GRID[place] < 1]
+    return min(places or range(len(GRID)), key=lambda place: abs(GRID[place] - share))
+
+
 def _at(costs: Sequence[float], share: float) -> float:
-    """The cost at the calibrated share next to this one."""
-    return costs[min(range(len(GRID)), key=lambda place: abs(GRID[place] - share))]
+    """The cost of a share, between those of the calibrated ones."""
+    above = min(place for place, known in enumerate(GRID) if known >= share)
+    below = max(above - 1, 0)
+    part = (GRID[above] - share) / (GRID[1] - GRID[0]) if above else 0.0
+    return costs[above] + part * (costs[below] - costs[above])
 
 
 def _look_at(

@@ -106,6 +106,29 @@ def test_sparsify_takes_the_share_of_each_layer():
     assert seen == {0: pytest.approx(0.1), 1: pytest.approx(0.5), 2: pytest.approx(1.0)}
 
 
+@pytest.mark.parametrize("mode", ["topk", "threshold", "mask"])
+def test_costs_are_sane_at_every_share(mode):
+    tokens = some_tokens()
+    costs = {}
+    for keep in (0.01, 0.5, 0.93, 0.95, 0.97, 0.98, 0.999, 1.0):
+        each = sparsify(convert(teacher(), []), tokens, [keep] * LAYERS, mode)
+        costs[keep] = sum(one.cost for one in each)
+        mean = sparsify(convert(teacher(), []), tokens, keep, mode)
+        assert all(0 <= one.cost < 10 for one in mean)
+    assert 10 > costs[0.01] > costs[0.5] > costs[0.93] > costs[0.95] > costs[0.97] > costs[0.98]
+    assert costs[0.98] == pytest.approx(0.4 * costs[0.95], rel=0.01), "between what was measured and nothing"
+    assert costs[1.0] == 0
+
+
+def test_an_error_at_no_share_costs_nothing():
+    model, tokens = convert(teacher(), []), some_tokens()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.zero_()
+    found = sparsify(model, tokens, 0.9)
+    assert found[1].cost == 0
+    assert all(each.cost < 1 for each in found)
+
+
 def test_keeping_everything_changes_nothing():
     model, tokens = convert(teacher(), []), some_tokens()
     dense = model(tokens).logits

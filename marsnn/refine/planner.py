@@ -367,15 +367,16 @@ def density(weights: Tensor, causal: bool = True) -> dict[str, float]:
 
     Where attention isn't causal all tokens count, and none of them is far.
     """
-    length = weights.shape[-1]
+    length, device = weights.shape[-1], weights.device
     if not causal:
         entropy = torch.special.entr(weights).sum(-1) / math.log(length)
         return {"entropy": entropy.mean().item(), "sink": weights[..., 0].mean().item()}
     far = min(FAR, length // 2)
     rows = weights[..., far + 1 :, :]
-    ages = torch.arange(length)[far + 1 :, None] - torch.arange(length)
-    entropy = torch.special.entr(rows).sum(-1) / torch.arange(far + 2, length + 1).log()
-    beyond = rows.where(ages.to(rows.device) > far, 0.0)[..., 1:].sum(-1)
+    places = torch.arange(length, device=device)
+    ages = places[far + 1 :, None] - places
+    entropy = torch.special.entr(rows).sum(-1) / (places[far + 1 :] + 1).log()
+    beyond = rows.where(ages > far, 0.0)[..., 1:].sum(-1)
     return {
         "entropy": entropy.mean().item(), "sink": rows[..., 0].mean().item(), "far": beyond.mean().item(),
     }  # fmt: skip

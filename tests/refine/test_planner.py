@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from marsnn.errors import FileError, InputError, NonFiniteError
 from marsnn.refine import AlignConfig, Plan, RefineConfig, convert, plan, refine
@@ -48,6 +49,12 @@ def test_density_of_weights_that_are_known():
     assert found["entropy"] == pytest.approx(1.0, rel=1e-5)
     rows = torch.arange(65, length)
     assert found["far"] == pytest.approx(((rows - 65).float() / (rows + 1)).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_density_stays_on_its_device(causal):
+    with FakeTensorMode(), pytest.raises(DataDependentOutputException):  # only the first number is missing
+        density(torch.empty(1, 2, 200, 200, device="cuda"), causal)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from marsnn.errors import InputError
 from marsnn.refine import convert, sparsify
@@ -67,6 +68,13 @@ def test_errors_are_those_of_the_sparse_product(mode):
         sparse.calibrate(x)
         y = sparse(x) @ weight.t()
     torch.testing.assert_close(found[share], (x @ weight.t() - y).square().sum(-1).mean())
+
+
+@pytest.mark.parametrize("mode", ["topk", "threshold", "mask"])
+def test_errors_stay_on_their_device(mode):
+    with FakeTensorMode():  # devices without numbers
+        x, weight = torch.empty(50, 20, device="cuda"), torch.empty(7, 20, device="cuda")
+        assert errors(x, weight, mode).device.type == "cuda"
 
 
 def test_a_budget_is_taken_from_where_it_costs_least():

@@ -6,6 +6,7 @@ settings, behind other embeddings.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,10 +84,10 @@ class MarConfig(LlamaConfig):
             raise InputError(f"mixer must be one of {', '.join(MIXERS)}, got {self.mixer!r}")
         if self.norm not in NORMS:
             raise InputError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
-        known = dict(MIXER_DEFAULTS[self.mixer])
+        known = copy.deepcopy(MIXER_DEFAULTS[self.mixer])
         if "rope" in known:
             known["rope"] = self.rope
-        given = self.mixer_settings or {}
+        given = copy.deepcopy(self.mixer_settings or {})
         unknown = sorted(set(given) - set(known))
         if unknown:
             raise InputError(f"mixer {self.mixer!r} has no setting {unknown[0]!r}; known: {', '.join(known)}")
@@ -171,7 +172,7 @@ def checked_spikes(settings: dict[str, Any] | None) -> dict[str, Any] | None:
     strange = sorted(set(settings.get("sites", SITES)) - set(SITES))
     if strange:
         raise InputError(f"spikes stand at {', '.join(SITES)}; there is no site {strange[0]!r}")
-    return {**SPIKES, **settings}
+    return copy.deepcopy({**SPIKES, **settings})
 
 
 def _biases(config: PreTrainedConfig) -> dict[str, bool]:

@@ -17,7 +17,7 @@ from transformers import (
 
 from marsnn.errors import InputError
 from marsnn.refine import MarCache, MarConfig, MarForCausalLM, convert
-from marsnn.refine.config import ATTENTION, SLIDING, SSM, config_from
+from marsnn.refine.config import ATTENTION, SITES, SLIDING, SSM, config_from
 from tests.refine.models import KINDS, SIZES, some_tokens, teacher
 
 STACKS = {"hybrid": (1,), "hybrid, first": (0, 2), "pure": (0, 1, 2)}
@@ -95,6 +95,20 @@ def test_a_window_is_that_of_its_layers():
     assert config_from(teacher("qwen2 with windows").config).layer_types == [ATTENTION, ATTENTION, SLIDING]
     assert config_from(teacher("mistral").config, (0,)).layer_types == [SSM, SLIDING, SLIDING]
     assert config_from(teacher("mistral without window").config).layer_types == [ATTENTION] * 3
+
+
+def test_no_two_configurations_share_their_settings():
+    given = {"steps": 4}
+    first, second = MarConfig(spikes={"settings": given}), MarConfig(spikes={})
+    first.spikes["settings"]["tau"] = 0.5
+    second.spikes["settings"]["steps"] = 3
+    second.spikes["sites"].pop()
+    second.mixer_settings["gate"] = False
+    assert given == {"steps": 4}
+    assert MarConfig(spikes={}).spikes == {
+        "neuron": "ATMN", "sites": list(SITES), "per_token": False, "settings": {},
+    }  # fmt: skip
+    assert MarConfig().mixer_settings["gate"] is True
 
 
 # ---- generating -------------------------------------------------------------------------------------

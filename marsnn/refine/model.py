@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
@@ -511,4 +511,5 @@ def layers_of(model: MarPreTrainedModel) -> list[MarDecoderLayer]:
     return list(model.model.layers)  # type: ignore[arg-type]
 
 
+AutoModel.register(MarConfig, MarModel, exist_ok=True)
 AutoModelForCausalLM.register(MarConfig, MarForCausalLM, exist_ok=True)

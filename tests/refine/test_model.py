@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     DynamicCache,
     GPT2Config,
@@ -16,7 +17,7 @@ from transformers import (
 )
 
 from marsnn.errors import InputError
-from marsnn.refine import MarCache, MarConfig, MarForCausalLM, convert
+from marsnn.refine import MarCache, MarConfig, MarForCausalLM, MarModel, convert
 from marsnn.refine.config import ATTENTION, SITES, SLIDING, SSM, config_from
 from tests.refine.models import KINDS, SIZES, some_tokens, teacher
 
@@ -241,6 +242,10 @@ def test_a_saved_model_comes_back_by_the_auto_classes(stack, mixer, tmp_path):
     config = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(config, MarConfig)
     assert config.layer_types == model.config.layer_types
+    inner = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(inner, MarModel)
+    with torch.no_grad():
+        assert torch.equal(inner(tokens).last_hidden_state, model.model(tokens).last_hidden_state)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert isinstance(again, MarForCausalLM)
     with torch.no_grad():

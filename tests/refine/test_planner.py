@@ -146,6 +146,13 @@ def test_the_file_is_the_plan_and_may_be_edited(tmp_path):
         (lambda raw: raw["layers"].pop(0), InputError, "0, 1, 2"),
         (lambda raw: raw.update(sparsity={"keep": 0}), InputError, "keep"),
         (lambda raw: raw.update(spikes={"sites": ["ears"]}), InputError, "ears"),
+        (lambda raw: raw.update(spikes={"sites": "ffn_in"}), InputError, "list of names"),
+        (lambda raw: raw.update(spikes={"neuron": "Foo"}), InputError, "spikes: no neuron named 'Foo'"),
+        (lambda raw: raw.update(spikes={"settings": {"tau": -1}}), InputError, "spikes: tau must be"),
+        (lambda raw: raw.update(spikes={"settings": {"fire_at": 0}}), InputError, "spikes: fire_at must be"),
+        (lambda raw: raw.update(spikes={"settings": {"tao": 1}}), InputError, "no setting 'tao'"),
+        (lambda raw: raw.update(spikes={"settings": {"threshold": "high"}}), InputError, "spikes: "),
+        (lambda raw: raw.update(spikes={"settings": [4]}), InputError, "name: value"),
     ],
 )
 def test_damaged_plans_are_one_line(tmp_path, change, error, said):

@@ -298,18 +298,19 @@ def plan(
 
 
 def identity(model: PreTrainedModel) -> dict[str, Any]:
-    """What a plan remembers of its model."""
+    """What a plan remembers of its model: the same in every dtype that it is loaded in."""
     config = model.config
     kind = modality(model)
     name, weight = kind.embeddings(model)
     weight = weight.detach()
     finite(name, weight)
-    sample = weight.flatten()[:: max(1, weight.numel() // 4096)].float().cpu().numpy().tobytes()
+    sample = weight.flatten()[:: max(1, weight.numel() // 4096)].bfloat16()  # the coarsest of the dtypes
+    bits = sample.view(torch.int16).cpu().numpy().tobytes()
     return {
         "layers": config.num_hidden_layers,
         "features": config.hidden_size,
         kind.outputs: kind.number,
-        "embeddings": hashlib.sha256(sample).hexdigest()[:16],
+        "embeddings": hashlib.sha256(bits).hexdigest()[:16],
     }
 
 

@@ -7,7 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from marsnn.errors import FileError, InputError, NonFiniteError
-from marsnn.refine import AlignConfig, Plan, RefineConfig, convert, plan, refine
+from marsnn.refine import AlignConfig, MarForCausalLM, Plan, RefineConfig, convert, plan, refine
 from marsnn.refine.planner import Budget, density
 from marsnn.refine.suffix import Nothing, Suffix, replaced
 from tests.refine.models import SIZES, some_tokens, teacher
@@ -175,6 +175,19 @@ def test_a_plan_of_another_model_is_refused():
         other.model.embed_tokens.weight.mul_(1.1)
     with pytest.raises(InputError, match="embeddings"):
         refine(other, made)
+
+
+def test_a_plan_fits_its_model_in_every_dtype(tmp_path):
+    convert(teacher(), []).save_pretrained(tmp_path)
+    models = [
+        MarForCausalLM.from_pretrained(tmp_path, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
+    ]
+    for made_in, other in (models, models[::-1]):
+        plan(made_in, TOKENS, 1).check(other)
+    with torch.no_grad():
+        models[1].model.embed_tokens.weight.mul_(1.1)
+    with pytest.raises(InputError, match="embeddings"):
+        plan(models[0], TOKENS, 1).check(models[1])
 
 
 def test_refine_uses_the_tokens_of_the_plan_and_says_where_there_are_none(tmp_path):

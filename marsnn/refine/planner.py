@@ -440,7 +440,7 @@ def _layer(
         why = f"reads {own['far']:.0%} from afar, entropy {own['entropy']:.2f}: {rank}"
     else:
         why = (
-            f"cost {rank}: without it {own['ablation']:+.3f} nats, of which a fit recovers "
-            f"{max(0.0, 1 - own['fit_error']):.0%}"
+            f"cost {rank}: without it {own['ablation']:+.3f} nats (KL {own['ablation_kl']:.3f}); a fit alone "
+            f"explains {max(0.0, 1 - own['fit_error']):.0%} of its output's mean square"
         )
     return LayerPlan(layer, choice, why, {name: value for name, value in own.items() if name != "dense"})

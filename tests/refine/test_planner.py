@@ -89,6 +89,14 @@ def test_attentions_of_least_cost_go_first(policy):
         assert all(name in each.scores for each in found.layers)
 
 
+def test_the_reason_says_what_was_measured():
+    for each in plan(teacher(), TOKENS, 1).layers:
+        own = each.scores
+        assert f"without it {own['ablation']:+.3f} nats (KL {own['ablation_kl']:.3f})" in each.why
+        assert f"a fit alone explains {max(0.0, 1 - own['fit_error']):.0%} of its output" in each.why
+        assert "recovers" not in each.why, "nobody measured nats behind a fit"
+
+
 def test_an_attention_that_does_nothing_goes_first():
     model = convert(teacher(), [])
     with torch.no_grad():

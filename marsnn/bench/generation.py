@@ -29,6 +29,12 @@ CONTEXTS = (256, 1024, 4096, 8192)
 CHUNK = 512
 """Tokens of a prompt that go through a model at once."""
 
+PROMPTED = 1024
+"""The longest prompt that is timed more than once."""
+
+WARM = 32
+"""Tokens of the prompt that every model reads before any is timed."""
+
 READS = 4
 """How often memory is read in a round."""
 
@@ -103,7 +109,7 @@ def run(
     contexts: Sequence[int] = CONTEXTS,
     new: int = 16,
     rounds: int = 5,
-    prefills: int = 1,
+    prefills: int = 3,
     vocabulary: int | None = None,
     chunk: int = CHUNK,
 ) -> dict[str, Any]:
@@ -113,7 +119,9 @@ def run(
         models: name -> a model of transformers, or what is called like one.
         contexts: tokens of random prompts.
         new: tokens that a round writes, the largest logit each; then the cache is put back.
-        rounds: of writing, after two that are not kept.   prefills: of prompts, none before.
+        rounds: of writing, after two that are not kept.
+        prefills: of prompts up to `PROMPTED` tokens, of longer ones one; who begins turns from one to the
+            next. Before all of them every model reads `WARM` tokens, which is not kept.
         vocabulary: ids to draw from; by default the first model's.
         chunk: tokens of a prompt at once: few enough that memory stays small.
 
@@ -128,8 +136,11 @@ def run(
         vocabulary = int(next(iter(models.values())).config.vocab_size)  # type: ignore[attr-defined]
     rows: list[dict[str, Any]] = []
     with torch.no_grad():
-        for context in track(contexts, "contexts"):
-            rows += _at(models, count("context", context), new, rounds, prefills, vocabulary, chunk)
+        for model in models.values():
+            _filled(model, torch.zeros((1, WARM), dtype=torch.long), chunk)
+        for place, context in enumerate(track(contexts, "contexts")):
+            times = prefills if count("context", context) <= PROMPTED else 1
+            rows += _at(models, context, new, rounds, range(place, place + times), vocabulary, chunk)
     return {
         "benchmark": "generation",
         "machine": machine(),
@@ -137,6 +148,7 @@ def run(
         "new": new,
         "rounds": rounds,
         "prefills": prefills,
+        "warm_tokens": WARM,
         "rows": rows,
     }
 
@@ -191,17 +203,17 @@ def _at(
     context: int,
     new: int,
     rounds: int,
-    prefills: int,
+    prefills: Sequence[int],
     vocabulary: int,
     chunk: int,
 ) -> list[dict[str, Any]]:
-    """The rows of one context."""
+    """The rows of one context; prefills are numbers that say who begins."""
     draw = torch.Generator().manual_seed(context)
     prompt = torch.randint(vocabulary, (1, context), generator=draw)
     read: dict[str, list[float]] = {name: [] for name in models}
     caches: dict[str, Any] = {}
     names = list(models)
-    for number in range(prefills):
+    for number in prefills:
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             caches.pop(name, None)
@@ -223,6 +235,7 @@ def _at(
         rows.append({
             "model": name,
             "context": context,
+            "prefills": len(prefills),
             "prefill_tokens_s": timing.summary([context / each for each in read[name]]),
             "prefill_to_first": timing.ratio(read[names[0]], read[name]),
             "decode_tokens_s": timing.summary([1 / each for each in token]),
@@ -303,7 +316,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in result["libraries"].items())
     lines = [
         f"{here['device']}, {here['threads']} threads; torch {here['torch']}, {versions}. One sample, "
-        f"{result['new']} tokens a round; medians of {result['rounds']} rounds, quartiles in brackets.",
+        f"{result['new']} tokens a round; medians of {result['rounds']} rounds, quartiles in brackets; of "
+        f"prompts the median of {result['prefills']}, one beyond {PROMPTED:,} tokens.",
         "",
         "| context | model | prompt, tokens/s | written, tokens/s | to the first | ms a token | MB a token | "
         "ms to read them | reading / token |",

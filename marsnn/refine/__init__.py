@@ -1,7 +1,7 @@
 """Refining a trained Transformer: attention to state space layers, as an ordinary Hugging Face model.
 
-Importing this package registers `MarConfig` and `MarForCausalLM`, `MarVisionConfig` and
-`MarForImageClassification` with transformers' Auto classes.
+Importing this package registers `MarConfig`, `MarModel` and `MarForCausalLM`, `MarVisionConfig`,
+`MarVisionModel` and `MarForImageClassification` with transformers' Auto classes.
 """
 
 from marsnn.errors import MissingDependencyError

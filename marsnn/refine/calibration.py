@@ -100,22 +100,19 @@ def sparsify(
     with torch.no_grad():
         _look_at(model, tokens, {mlp.down_proj: look(layer) for layer, mlp in enumerate(mlps)})
         loss = Suffix(model, modality(model).for_comparison(tokens))
-        found = {}
+        costs_kl: dict[int, list[float]] = {}
         for layer, mlp in enumerate(mlps):
+            place = _gauged(costs[layer], gauge[layer])
             name, sparse = ("down_proj", None) if mode == "mask" else ("sparsifier", parts[layer])
             if sparse is None:
-                part: nn.Module = _masked(mlp.down_proj, gauge[layer], sizes[layer])
+                part: nn.Module = _masked(mlp.down_proj, GRID[place], sizes[layer])
             else:
-                part, sparse.keep = sparse, gauge[layer]
+                part, sparse.keep = sparse, GRID[place]
             with replaced(mlp, name, part):
-                found[layer] = max(loss.cost(layer).kl, 0.0)
-        # an error of twice the power costs twice: what is small is quadratic in the logits
-        costs_kl = {
-            layer: [
-                found[layer] * error / max(_at(costs[layer], gauge[layer]), TINY) for error in costs[layer]
-            ]
-            for layer in found
-        }
+                found = max(loss.cost(layer).kl, 0.0)
+            # an error of twice the power costs twice: what is small is quadratic in the logits
+            unit = found / max(costs[layer][place], TINY)
+            costs_kl[layer] = [unit * error for error in costs[layer]]
         chosen = gauge
         if not isinstance(keep, Sequence):
             chosen = [share for _, share in sorted(allocate(costs_kl, keep).items())]
@@ -148,6 +145,7 @@ def add_spikes(
 
     Raises:
         InputError: an unknown neuron, setting or site, a model that spikes already.
+        NonFiniteError: activations hold NaN. Whatever is raised, the model is then as it was.
     """
     if model.config.spikes is not None:
         raise InputError("the model has spikes already; start from the model without them")
@@ -158,17 +156,23 @@ def add_spikes(
     device, dtype = model.device, model.dtype
     found: list[Spiked] = []
     hooks = []
-    SpikingInput(1, neuron, per_token, **settings)  # refuses what can't be before anything is placed
-    for layer, block in enumerate(layers_of(model)):
-        for site in sites:
-            owner, features = site_of(block, site)
-            spiking = SpikingInput(features, neuron, per_token, **settings).to(device=device, dtype=dtype)
-            setattr(owner, site, spiking)
-            hooks.append(spiking.register_forward_pre_hook(_calibrates(found, layer, site)))
-    model.config.spikes = checked.spikes
+    placed: list[tuple[nn.Module, str]] = []
     try:
+        for layer, block in enumerate(layers_of(model)):
+            for site in sites:
+                owner, features = site_of(block, site)
+                spiking = SpikingInput(features, neuron, per_token, **settings)
+                spiking.to(device=device, dtype=dtype)
+                hooks.append(spiking.register_forward_pre_hook(_calibrates(found, layer, site)))
+                placed.append((owner, site))
+                setattr(owner, site, spiking)
         with torch.no_grad():
             modality(model).run(model, tokens)
+        model.config.spikes = checked.spikes
+    except BaseException:
+        for owner, site in placed:
+            setattr(owner, site, None)
+        raise
     finally:
         for hook in hooks:
             hook.remove()
@@ -220,9 +224,21 @@ def _masked(linear: nn.Linear, keep: float, size: Tensor) -> MaskedLinear:
     return masked
 
 
+def _gauged(errors: Sequence[float], share: float) -> int:
+    """The place of the calibrated share next to this one of those that make an error, which is the unit.
+
+    Where everything is kept there is none; of a few features 0.95 may be all of them.
+    """
+    places = [place for place, error in enumerate(errors) if error > 0 and GRID[place] < 1]
+    return min(places or range(len(GRID)), key=lambda place: abs(GRID[place] - share))
+
+
 def _at(costs: Sequence[float], share: float) -> float:
-    """The cost at the calibrated share next to this one."""
-    return costs[min(range(len(GRID)), key=lambda place: abs(GRID[place] - share))]
+    """The cost of a share, between those of the calibrated ones."""
+    above = min(place for place, known in enumerate(GRID) if known >= share)
+    below = max(above - 1, 0)
+    part = (GRID[above] - share) / (GRID[1] - GRID[0]) if above else 0.0
+    return costs[above] + part * (costs[below] - costs[above])
 
 
 def _look_at(

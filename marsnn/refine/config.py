@@ -6,6 +6,7 @@ settings, behind other embeddings.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 
 from marsnn.errors import InputError
 from marsnn.refine.sparsity import checked_sparsity
+from marsnn.spiking import SpikingInput
 
 SSM, ATTENTION, SLIDING = "linear_attention", "full_attention", "sliding_attention"
 """transformers' own names for the types of layers."""
@@ -83,10 +85,10 @@ class MarConfig(LlamaConfig):
             raise InputError(f"mixer must be one of {', '.join(MIXERS)}, got {self.mixer!r}")
         if self.norm not in NORMS:
             raise InputError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
-        known = dict(MIXER_DEFAULTS[self.mixer])
+        known = copy.deepcopy(MIXER_DEFAULTS[self.mixer])
         if "rope" in known:
             known["rope"] = self.rope
-        given = self.mixer_settings or {}
+        given = copy.deepcopy(self.mixer_settings or {})
         unknown = sorted(set(given) - set(known))
         if unknown:
             raise InputError(f"mixer {self.mixer!r} has no setting {unknown[0]!r}; known: {', '.join(known)}")
@@ -161,17 +163,24 @@ def checked_spikes(settings: dict[str, Any] | None) -> dict[str, Any] | None:
     """Spikes' settings with what wasn't said.
 
     Raises:
-        InputError: a setting or a site that there isn't.
+        InputError: a setting, a neuron or a site that there isn't, or a value that the neuron refuses.
     """
     if settings is None:
         return None
     unknown = sorted(set(settings) - set(SPIKES))
     if unknown:
         raise InputError(f"spikes have no setting {unknown[0]!r}; known: {', '.join(SPIKES)}")
-    strange = sorted(set(settings.get("sites", SITES)) - set(SITES))
+    whole = copy.deepcopy({**SPIKES, **settings})
+    if not isinstance(whole["sites"], list | tuple) or not isinstance(whole["settings"], dict):
+        raise InputError('spikes\' "sites" are a list of names, their "settings" are {name: value}')
+    strange = sorted(set(map(str, whole["sites"])) - set(SITES))
     if strange:
         raise InputError(f"spikes stand at {', '.join(SITES)}; there is no site {strange[0]!r}")
-    return {**SPIKES, **settings}
+    try:
+        SpikingInput(1, whole["neuron"], whole["per_token"], **whole["settings"])
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"spikes: {error}") from error
+    return whole
 
 
 def _biases(config: PreTrainedConfig) -> dict[str, bool]:

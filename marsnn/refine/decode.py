@@ -20,7 +20,7 @@ from marsnn.checks import count
 from marsnn.errors import InputError
 from marsnn.refine import kernel
 from marsnn.refine.model import MarDecoderLayer, MarForCausalLM, layers_of
-from marsnn.refine.quick import QuickHead, QuickLayer
+from marsnn.refine.quick import QuickHead, QuickLayer, idle
 
 Path = Literal["rows", "dense", "plain"]
 
@@ -65,6 +65,9 @@ def reason_against(layer: MarDecoderLayer) -> str:
         return f"its activation is {config.hidden_act}, not silu"
     if any((mixer.mixer_in, mixer.mixer_out, mlp.ffn_in, mlp.ffn_out)):
         return "it spikes"
+    parts = [part for part in layer.modules() if part is not layer]
+    if not idle(hooks for part in parts for hooks in (part._forward_hooks, part._forward_pre_hooks)):
+        return "its parts have hooks, which kernels would pass by"
     return ""
 
 
@@ -85,7 +88,8 @@ def prepare(
 
     Returns:
         What each layer does. A layer whose weights, parts or hooks change afterwards runs by torch until the
-        model is prepared again; a write through `.data` alone goes unseen.
+        model is prepared again, and so does an attention in a call that asks for its weights; a write through
+        `.data` alone goes unseen.
 
     Raises:
         InputError: a model without layers of this package, or fewer than one round.

@@ -7,11 +7,11 @@ q, k, v and o projections its gate (z), its forgetting (a), and what `SSDCore` o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
@@ -46,6 +46,8 @@ from marsnn.refine.sparsity import MaskedLinear, Sparsifier
 from marsnn.spiking import SpikingInput
 from marsnn.ssm import S4D, S4DState, SSDCore, SSDState
 from marsnn.ssm.gate import gated
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 MASKS = {
     ATTENTION: create_causal_mask,
@@ -486,9 +488,28 @@ class MarForCausalLM(MarPreTrainedModel, LlamaForCausalLM):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *rest)
 
 
+def in_dtype(model: Kind, dtype: torch.dtype) -> Kind:
+    """The model in another dtype, in place; frequencies of rotary embeddings stay as exact as they are.
+
+    So does `from_pretrained` leave them. `model.to(dtype)` rounds them, too: in bfloat16 the 1,000th token is
+    then turned wrong by up to two radians.
+    """
+    kept = [
+        (module, name, buffer)
+        for module in model.modules()
+        if isinstance(module, LlamaRotaryEmbedding)
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    model.to(dtype=dtype)
+    for module, name, buffer in kept:
+        setattr(module, name, buffer)
+    return model
+
+
 def layers_of(model: MarPreTrainedModel) -> list[MarDecoderLayer]:
     """The layers, as what they are."""
     return list(model.model.layers)  # type: ignore[arg-type]
 
 
+AutoModel.register(MarConfig, MarModel, exist_ok=True)
 AutoModelForCausalLM.register(MarConfig, MarForCausalLM, exist_ok=True)

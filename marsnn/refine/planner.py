@@ -298,18 +298,19 @@ def plan(
 
 
 def identity(model: PreTrainedModel) -> dict[str, Any]:
-    """What a plan remembers of its model."""
+    """What a plan remembers of its model: the same in every dtype that it is loaded in."""
     config = model.config
     kind = modality(model)
     name, weight = kind.embeddings(model)
     weight = weight.detach()
     finite(name, weight)
-    sample = weight.flatten()[:: max(1, weight.numel() // 4096)].float().cpu().numpy().tobytes()
+    sample = weight.flatten()[:: max(1, weight.numel() // 4096)].bfloat16()  # the coarsest of the dtypes
+    bits = sample.view(torch.int16).cpu().numpy().tobytes()
     return {
         "layers": config.num_hidden_layers,
         "features": config.hidden_size,
         kind.outputs: kind.number,
-        "embeddings": hashlib.sha256(sample).hexdigest()[:16],
+        "embeddings": hashlib.sha256(bits).hexdigest()[:16],
     }
 
 
@@ -367,15 +368,16 @@ def density(weights: Tensor, causal: bool = True) -> dict[str, float]:
 
     Where attention isn't causal all tokens count, and none of them is far.
     """
-    length = weights.shape[-1]
+    length, device = weights.shape[-1], weights.device
     if not causal:
         entropy = torch.special.entr(weights).sum(-1) / math.log(length)
         return {"entropy": entropy.mean().item(), "sink": weights[..., 0].mean().item()}
     far = min(FAR, length // 2)
     rows = weights[..., far + 1 :, :]
-    ages = torch.arange(length)[far + 1 :, None] - torch.arange(length)
-    entropy = torch.special.entr(rows).sum(-1) / torch.arange(far + 2, length + 1).log()
-    beyond = rows.where(ages.to(rows.device) > far, 0.0)[..., 1:].sum(-1)
+    places = torch.arange(length, device=device)
+    ages = places[far + 1 :, None] - places
+    entropy = torch.special.entr(rows).sum(-1) / (places[far + 1 :] + 1).log()
+    beyond = rows.where(ages > far, 0.0)[..., 1:].sum(-1)
     return {
         "entropy": entropy.mean().item(), "sink": rows[..., 0].mean().item(), "far": beyond.mean().item(),
     }  # fmt: skip
@@ -438,7 +440,7 @@ def _layer(
         why = f"reads {own['far']:.0%} from afar, entropy {own['entropy']:.2f}: {rank}"
     else:
         why = (
-            f"cost {rank}: without it {own['ablation']:+.3f} nats, of which a fit recovers "
-            f"{max(0.0, 1 - own['fit_error']):.0%}"
+            f"cost {rank}: without it {own['ablation']:+.3f} nats (KL {own['ablation_kl']:.3f}); a fit alone "
+            f"explains {max(0.0, 1 - own['fit_error']):.0%} of its output's mean square"
         )
     return LayerPlan(layer, choice, why, {name: value for name, value in own.items() if name != "dense"})

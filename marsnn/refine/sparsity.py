@@ -140,11 +140,9 @@ def errors(x: Tensor, weight: Tensor, mode: str) -> Tensor:
     x, weight = x.detach().float(), weight.detach().float()
     found = []
     if mode == "mask":
-        order = (weight.abs() * x.abs().mean(0)).argsort(dim=1, descending=True)
-        rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
+        rank = _ranks(weight.abs() * x.abs().mean(0))
     elif mode == "topk":
-        order = x.abs().argsort(dim=1, descending=True)
-        rank = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
+        rank = _ranks(x.abs())
     else:
         sparse = Sparsifier(x.shape[1], "threshold")
         sparse.calibrate(x)
@@ -159,6 +157,13 @@ def errors(x: Tensor, weight: Tensor, mode: str) -> Tensor:
             missing = F.linear(x - sparse(x), weight)
         found.append(missing.square().sum(-1).mean())
     return torch.stack(found)
+
+
+def _ranks(size: Tensor) -> Tensor:
+    """The place of each number in its row [rows, F], 0 for the largest."""
+    order = size.argsort(dim=1, descending=True)
+    places = torch.arange(order.shape[1], device=order.device)
+    return torch.empty_like(order).scatter_(1, order, places.expand_as(order))
 
 
 def allocate(costs: Mapping[int, Sequence[float]], mean: float) -> dict[int, float]:

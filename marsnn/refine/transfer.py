@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from marsnn.checks import finite
 from marsnn.errors import InputError, NonFiniteError
 from marsnn.refine.config import MarVisionConfig, config_from
-from marsnn.refine.model import MarForCausalLM, MarMixer, MarPreTrainedModel, layers_of
+from marsnn.refine.model import MarForCausalLM, MarMixer, MarPreTrainedModel, in_dtype, layers_of
 from marsnn.refine.vision import MarForImageClassification, renamed
 from marsnn.ssm import SSDCore
 
@@ -50,7 +50,7 @@ def convert(model: PreTrainedModel, ssm_layers: Sequence[int], **changes: Any) -
     dtype = next(model.parameters()).dtype
     sees = isinstance(config, MarVisionConfig)
     kind = MarForImageClassification if sees else MarForCausalLM
-    refined = kind(config).to(dtype=dtype, device=model.device)
+    refined = in_dtype(kind(config), dtype).to(model.device)
     weights = renamed(model.state_dict()) if sees else model.state_dict()
     missing, unexpected = refined.load_state_dict(weights, strict=False)
     new = sorted(set(config.ssm_layers) - set(getattr(model.config, "ssm_layers", ())))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from transformers import AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, ImageClassifierOutput
 from transformers.models.vit.modeling_vit import ViTEmbeddings
@@ -121,4 +121,5 @@ class MarForImageClassification(MarVisionPreTrainedModel):
         )
 
 
+AutoModel.register(MarVisionConfig, MarVisionModel, exist_ok=True)
 AutoModelForImageClassification.register(MarVisionConfig, MarForImageClassification, exist_ok=True)

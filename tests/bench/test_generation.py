@@ -55,6 +55,27 @@ def test_every_model_is_timed_at_every_context(models):
     assert table.count("\n") == 3 + len(result["rows"])
 
 
+def test_every_model_is_warm_and_each_begins_in_turn(models, monkeypatch):
+    read = []
+    usual, names = generation._filled, {id(model): name for name, model in models.items()}
+
+    def filled(model, prompt, chunk):
+        read.append((names[id(model)], prompt.shape[1]))
+        return usual(model, prompt, chunk)
+
+    monkeypatch.setattr(generation, "_filled", filled)
+    monkeypatch.setattr(generation, "PROMPTED", 6)
+    result = generation.run(models, contexts=(5, 7), new=1, rounds=1)
+    warm, three, one = read[:5], read[5:20], read[20:]
+    assert warm == [(name, generation.WARM) for name in models]
+    order = list(models)
+    assert [name for name, _ in three[::5]] == order[:3]
+    assert all(sorted(name for name, _ in three[at : at + 5]) == sorted(order) for at in (0, 5, 10))
+    assert [name for name, _ in one] == order[1:] + order[:1]
+    assert [row["prefills"] for row in result["rows"]] == [3] * 5 + [1] * 5
+    assert "one beyond 6 tokens" in generation.markdown(result)
+
+
 @pytest.mark.parametrize("stack", [(), (1,), (0, 1, 2)])
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 def test_a_cache_is_put_back(kind, stack):

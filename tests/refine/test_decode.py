@@ -329,6 +329,45 @@ def test_a_hook_sees_every_token():
     assert seen == [9] + 7 * [1]
 
 
+@pytest.mark.parametrize("asked_before", [False, True])
+@pytest.mark.parametrize("asked", ["output_hidden_states", "output_attentions"])
+def test_what_is_asked_for_is_right_and_kernels_run_again(asked, asked_before, calls):
+    def states(model):
+        cache = model(some_tokens(1, 9)).past_key_values
+        with torch.no_grad():
+            found = model(some_tokens(1, 1), past_key_values=cache, **{asked: True})
+        return found.hidden_states if hidden else found.attentions
+
+    hidden = asked == "output_hidden_states"
+    plain, model = refined("hybrid", "topk"), refined("hybrid", "topk")
+    for each in (plain, model):
+        each.set_attn_implementation("eager")
+    wanted, tokens = states(plain), greedy(plain)[0]
+    if asked_before:
+        states(model)
+    assert [each.reason for each in prepare(model, rounds=1)] == ["", "", ""]
+    for _ in range(2):
+        found = states(model)
+        assert len(calls) == (3 if hidden else 1), "what kernels pass by is not asked for"
+        del calls[:]
+        assert len(found) == len(wanted) == (4 if hidden else 2)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=2e-4)
+        assert torch.equal(greedy(model)[0], tokens)
+        assert len(calls) == 3 * 7, "kernels, though transformers left its hooks"
+        del calls[:]
+
+
+def test_hooks_that_were_there_are_a_reason():
+    model = refined("hybrid", "topk")
+    hook = model.model.layers[1].mlp.down_proj.register_forward_hook(lambda *args: None)
+    model.model.layers[2].register_forward_hook(lambda *args: None)
+    found = prepare(model, rounds=1)
+    assert [each.path == "plain" for each in found] == [False, True, False], "round a layer they may be"
+    assert "hooks" in found[1].reason
+    hook.remove()
+    assert prepare(model, rounds=1)[1].reason == ""
+
+
 def test_training_and_gradients_go_the_usual_way(calls):
     model = refined("hybrid", "topk")
     prepare(model, rounds=1)

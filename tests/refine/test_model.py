@@ -6,11 +6,19 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GPT2Config
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    DynamicCache,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from marsnn.errors import InputError
-from marsnn.refine import MarCache, MarConfig, MarForCausalLM, convert
-from marsnn.refine.config import ATTENTION, SLIDING, SSM, config_from
+from marsnn.refine import MarCache, MarConfig, MarForCausalLM, MarModel, convert
+from marsnn.refine.config import ATTENTION, SITES, SLIDING, SSM, config_from
 from tests.refine.models import KINDS, SIZES, some_tokens, teacher
 
 STACKS = {"hybrid": (1,), "hybrid, first": (0, 2), "pure": (0, 1, 2)}
@@ -61,6 +69,18 @@ def test_without_state_space_layers_nothing_changes(kind):
     torch.testing.assert_close(ours[1], theirs[1], rtol=0, atol=1e-4)
 
 
+def test_positions_are_exact_in_bfloat16(tmp_path):
+    LlamaForCausalLM(LlamaConfig(**{**SIZES, "max_position_embeddings": 2048})).save_pretrained(tmp_path)
+    source = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    model, tokens = convert(source, []), some_tokens(1, 1000)
+    assert model.dtype == torch.bfloat16
+    assert dict(model.named_buffers())["model.rotary_emb.inv_freq"].dtype == torch.float32
+    assert torch.equal(model(tokens).logits, source(tokens).logits)
+    model.save_pretrained(tmp_path / "ours")
+    again = MarForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.bfloat16)
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_that_stay_keep_their_weights(kind):
     source, model = teacher(kind), convert(teacher(kind), (1,))
@@ -76,6 +96,20 @@ def test_a_window_is_that_of_its_layers():
     assert config_from(teacher("qwen2 with windows").config).layer_types == [ATTENTION, ATTENTION, SLIDING]
     assert config_from(teacher("mistral").config, (0,)).layer_types == [SSM, SLIDING, SLIDING]
     assert config_from(teacher("mistral without window").config).layer_types == [ATTENTION] * 3
+
+
+def test_no_two_configurations_share_their_settings():
+    given = {"steps": 4}
+    first, second = MarConfig(spikes={"settings": given}), MarConfig(spikes={})
+    first.spikes["settings"]["tau"] = 0.5
+    second.spikes["settings"]["steps"] = 3
+    second.spikes["sites"].pop()
+    second.mixer_settings["gate"] = False
+    assert given == {"steps": 4}
+    assert MarConfig(spikes={}).spikes == {
+        "neuron": "ATMN", "sites": list(SITES), "per_token": False, "settings": {},
+    }  # fmt: skip
+    assert MarConfig().mixer_settings["gate"] is True
 
 
 # ---- generating -------------------------------------------------------------------------------------
@@ -208,6 +242,10 @@ def test_a_saved_model_comes_back_by_the_auto_classes(stack, mixer, tmp_path):
     config = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(config, MarConfig)
     assert config.layer_types == model.config.layer_types
+    inner = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(inner, MarModel)
+    with torch.no_grad():
+        assert torch.equal(inner(tokens).last_hidden_state, model.model(tokens).last_hidden_state)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert isinstance(again, MarForCausalLM)
     with torch.no_grad():

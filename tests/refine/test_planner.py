@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from marsnn.errors import FileError, InputError, NonFiniteError
-from marsnn.refine import AlignConfig, Plan, RefineConfig, convert, plan, refine
+from marsnn.refine import AlignConfig, MarForCausalLM, Plan, RefineConfig, convert, plan, refine
 from marsnn.refine.planner import Budget, density
 from marsnn.refine.suffix import Nothing, Suffix, replaced
 from tests.refine.models import SIZES, some_tokens, teacher
@@ -50,6 +51,12 @@ def test_density_of_weights_that_are_known():
     assert found["far"] == pytest.approx(((rows - 65).float() / (rows + 1)).mean().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_density_stays_on_its_device(causal):
+    with FakeTensorMode(), pytest.raises(DataDependentOutputException):  # only the first number is missing
+        density(torch.empty(1, 2, 200, 200, device="cuda"), causal)
+
+
 @pytest.mark.parametrize(
     ("given", "kind", "value"),
     [
@@ -80,6 +87,14 @@ def test_attentions_of_least_cost_go_first(policy):
     assert all(each.why for each in found.layers)
     for name in ("ablation", "fit_error", "depth", "entropy", "sink", "far"):
         assert all(name in each.scores for each in found.layers)
+
+
+def test_the_reason_says_what_was_measured():
+    for each in plan(teacher(), TOKENS, 1).layers:
+        own = each.scores
+        assert f"without it {own['ablation']:+.3f} nats (KL {own['ablation_kl']:.3f})" in each.why
+        assert f"a fit alone explains {max(0.0, 1 - own['fit_error']):.0%} of its output" in each.why
+        assert "recovers" not in each.why, "nobody measured nats behind a fit"
 
 
 def test_an_attention_that_does_nothing_goes_first():
@@ -139,6 +154,13 @@ def test_the_file_is_the_plan_and_may_be_edited(tmp_path):
         (lambda raw: raw["layers"].pop(0), InputError, "0, 1, 2"),
         (lambda raw: raw.update(sparsity={"keep": 0}), InputError, "keep"),
         (lambda raw: raw.update(spikes={"sites": ["ears"]}), InputError, "ears"),
+        (lambda raw: raw.update(spikes={"sites": "ffn_in"}), InputError, "list of names"),
+        (lambda raw: raw.update(spikes={"neuron": "Foo"}), InputError, "spikes: no neuron named 'Foo'"),
+        (lambda raw: raw.update(spikes={"settings": {"tau": -1}}), InputError, "spikes: tau must be"),
+        (lambda raw: raw.update(spikes={"settings": {"fire_at": 0}}), InputError, "spikes: fire_at must be"),
+        (lambda raw: raw.update(spikes={"settings": {"tao": 1}}), InputError, "no setting 'tao'"),
+        (lambda raw: raw.update(spikes={"settings": {"threshold": "high"}}), InputError, "spikes: "),
+        (lambda raw: raw.update(spikes={"settings": [4]}), InputError, "name: value"),
     ],
 )
 def test_damaged_plans_are_one_line(tmp_path, change, error, said):
@@ -161,6 +183,19 @@ def test_a_plan_of_another_model_is_refused():
         other.model.embed_tokens.weight.mul_(1.1)
     with pytest.raises(InputError, match="embeddings"):
         refine(other, made)
+
+
+def test_a_plan_fits_its_model_in_every_dtype(tmp_path):
+    convert(teacher(), []).save_pretrained(tmp_path)
+    models = [
+        MarForCausalLM.from_pretrained(tmp_path, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
+    ]
+    for made_in, other in (models, models[::-1]):
+        plan(made_in, TOKENS, 1).check(other)
+    with torch.no_grad():
+        models[1].model.embed_tokens.weight.mul_(1.1)
+    with pytest.raises(InputError, match="embeddings"):
+        plan(models[0], TOKENS, 1).check(models[1])
 
 
 def test_refine_uses_the_tokens_of_the_plan_and_says_where_there_are_none(tmp_path):

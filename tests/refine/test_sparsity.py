@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from marsnn.errors import InputError
 from marsnn.refine import convert, sparsify
@@ -69,6 +70,13 @@ def test_errors_are_those_of_the_sparse_product(mode):
     torch.testing.assert_close(found[share], (x @ weight.t() - y).square().sum(-1).mean())
 
 
+@pytest.mark.parametrize("mode", ["topk", "threshold", "mask"])
+def test_errors_stay_on_their_device(mode):
+    with FakeTensorMode():  # devices without numbers
+        x, weight = torch.empty(50, 20, device="cuda"), torch.empty(7, 20, device="cuda")
+        assert errors(x, weight, mode).device.type == "cuda"
+
+
 def test_a_budget_is_taken_from_where_it_costs_least():
     cheap, dear = [1 - share for share in GRID], [100 * (1 - share) for share in GRID]
     shares = allocate({0: cheap, 1: dear, 2: dear}, 0.8)
@@ -104,6 +112,29 @@ def test_sparsify_takes_the_share_of_each_layer():
         )
     model(tokens)
     assert seen == {0: pytest.approx(0.1), 1: pytest.approx(0.5), 2: pytest.approx(1.0)}
+
+
+@pytest.mark.parametrize("mode", ["topk", "threshold", "mask"])
+def test_costs_are_sane_at_every_share(mode):
+    tokens = some_tokens()
+    costs = {}
+    for keep in (0.01, 0.5, 0.93, 0.95, 0.97, 0.98, 0.999, 1.0):
+        each = sparsify(convert(teacher(), []), tokens, [keep] * LAYERS, mode)
+        costs[keep] = sum(one.cost for one in each)
+        mean = sparsify(convert(teacher(), []), tokens, keep, mode)
+        assert all(0 <= one.cost < 10 for one in mean)
+    assert 10 > costs[0.01] > costs[0.5] > costs[0.93] > costs[0.95] > costs[0.97] > costs[0.98]
+    assert costs[0.98] == pytest.approx(0.4 * costs[0.95], rel=0.01), "between what was measured and nothing"
+    assert costs[1.0] == 0
+
+
+def test_an_error_at_no_share_costs_nothing():
+    model, tokens = convert(teacher(), []), some_tokens()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.zero_()
+    found = sparsify(model, tokens, 0.9)
+    assert found[1].cost == 0
+    assert all(each.cost < 1 for each in found)
 
 
 def test_keeping_everything_changes_nothing():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from marsnn.errors import InputError
+from marsnn.errors import InputError, NonFiniteError
 from marsnn.refine import add_spikes, convert, firing_rates, sparsify
 from marsnn.refine.config import SITES
 from marsnn.refine.model import site_of
@@ -101,3 +101,37 @@ def test_bad_settings_leave_the_model_as_it_was(settings, said):
         add_spikes(model, some_tokens(), **settings)
     assert model.config.spikes is None
     assert torch.equal(model(some_tokens()).logits, before)
+
+
+def interrupted(model, tokens, monkeypatch):
+    monkeypatch.setattr(SpikingInput, "calibrate", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    add_spikes(model, tokens, steps=4)
+
+
+def of_one_axis(model, tokens, monkeypatch):
+    add_spikes(model, tokens[0], steps=4)
+
+
+def without_numbers(model, tokens, monkeypatch):
+    hook = model.model.layers[1].mlp.up_proj.register_forward_hook(lambda *args: args[-1] * torch.nan)
+    try:
+        add_spikes(model, tokens, steps=4)
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize(
+    ("calibration", "error"),
+    [(interrupted, KeyboardInterrupt), (of_one_axis, InputError), (without_numbers, NonFiniteError)],
+)
+def test_a_calibration_that_fails_leaves_the_model_as_it_was(calibration, error, monkeypatch):
+    model, tokens = convert(teacher(), [1]), some_tokens()
+    before, names = model(tokens).logits, [name for name, _ in model.named_modules()]
+    with pytest.raises(error):
+        calibration(model, tokens, monkeypatch)
+    assert model.config.spikes is None
+    assert [name for name, _ in model.named_modules()] == names
+    assert not any(part._forward_pre_hooks for part in model.modules())
+    assert torch.equal(model(tokens).logits, before)
+    monkeypatch.undo()
+    assert len(add_spikes(model, tokens, steps=4)) == 3 * len(SITES), "and can be given spikes"

@@ -8,7 +8,7 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, ViTConfig
 
 from marsnn.errors import InputError
 from marsnn.refine import (
@@ -17,6 +17,7 @@ from marsnn.refine import (
     MarForCausalLM,
     MarForImageClassification,
     MarVisionConfig,
+    MarVisionModel,
     Plan,
     RefineConfig,
     add_spikes,
@@ -116,6 +117,10 @@ def test_a_saved_model_comes_back_by_the_auto_classes(mixer, tmp_path):
     assert isinstance(again, MarForImageClassification)
     with torch.no_grad():
         assert torch.equal(again(FEW).logits, model(FEW).logits)
+    inner = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(inner, MarVisionModel)
+    with torch.no_grad():
+        assert torch.equal(inner(FEW).last_hidden_state, model.model(FEW).last_hidden_state)
 
 
 @pytest.mark.parametrize("mixer", ["ssd", "s4d"])

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from marsnn.errors import InputError
 from marsnn.refine.config import SITES
-from marsnn.refine.model import MarForCausalLM, layers_of, site_of
+from marsnn.refine.model import MarForCausalLM, in_dtype, layers_of, site_of
 from marsnn.refine.sparsity import MaskedLinear
 from marsnn.refine.suffix import Nothing, replaced
 
@@ -55,7 +55,7 @@ class View:
         if not self.mixing:
             raise InputError("attentions that are left out are no model of their own")
         with self.shown() as shown:
-            found = MarForCausalLM(copy.deepcopy(shown.config)).to(shown.dtype).to(shown.device)
+            found = in_dtype(MarForCausalLM(copy.deepcopy(shown.config)), shown.dtype).to(shown.device)
             known = set(found.state_dict())  # a mask that is left out isn't
             weights = {name: each for name, each in shown.state_dict().items() if name in known}
             found.load_state_dict(weights)

@@ -80,7 +80,7 @@ def refine(
     keep: Annotated[
         float, typer.Option(help="mean share of activations kept in feed-forward nets; 1 for all")
     ] = 0.4,
-    sparsity: Annotated[Mode, typer.Option(help="how the others are left out")] = Mode.topk,
+    sparsity: Annotated[Mode, typer.Option(help="how the others are left out")] = Mode.threshold,
     spikes: Annotated[
         bool, typer.Option("--spikes/--no-spikes", help="spikes before the projections")
     ] = True,

@@ -25,8 +25,9 @@ def plan_bars(plan: Mapping[str, Any], ax: Axes | None = None) -> Axes:
         ax: where to draw; a new figure if None.
 
     Returns:
-        The axes: nats per token that the model loses without each attention, logarithmic; filled where a
-        state space layer takes its place, with the share that the layer's fit does not recover marked.
+        The axes: what the model's predictions move by without each attention, logarithmic; blue where a state
+        space layer takes its place; the mark is the score that decided, that times the share of the
+        attention's output which a fit without training misses.
 
     Raises:
         InputError: not such a plan.
@@ -36,24 +37,25 @@ def plan_bars(plan: Mapping[str, Any], ax: Axes | None = None) -> Axes:
         raise InputError("no layers to draw; expected what Plan.to_dict() gives")
     ax = axes_or_new(ax, 8.0, 3.2)
     floor = 1e-4
-    for chosen, color, label in (("ssm", POSITIVE, "state space layer"), ("attention", LIGHT, "attention")):
+    for chosen, color, label in (
+        ("ssm", POSITIVE, "becomes state space layer"), ("attention", LIGHT, "stays attention")
+    ):  # fmt: skip
         own = [each for each in layers if each["choice"] == chosen]
         heights = [max(each["scores"].get("ablation_kl", 0.0), floor) for each in own]
-        ax.bar([each["layer"] for each in own], heights, color=color, label=f"becomes {label}"
-               if chosen == "ssm" else "stays attention")  # fmt: skip
+        ax.bar([each["layer"] for each in own], heights, color=color, label=label)
     scored = [each for each in layers if "fit_error" in each["scores"]]
     left = [
         max(each["scores"]["ablation_kl"] * min(each["scores"]["fit_error"], 1.0), floor) for each in scored
     ]
     ax.plot(
         [each["layer"] for each in scored], left, "_", color=NEGATIVE, markersize=9, markeredgewidth=2,
-        label="not recovered by a fit alone",
+        label="times what a fit misses: the score",
     )  # fmt: skip
     ax.set_yscale("log")
     ax.set_ylim(floor, None)
     ax.set_xlim(-0.7, len(layers) - 0.3)
     ax.set_xlabel("layer")
-    ax.set_ylabel("cost of leaving it out\n[nats per token, KL]")
+    ax.set_ylabel("predictions without it\n[KL, nats]")
     ax.set_title(f"{plan.get('policy', '')}, budget {plan.get('budget', '')}", loc="left", fontsize="medium")
     legend_above(ax)
     return ax

@@ -36,7 +36,8 @@ def plan_bars(plan: Mapping[str, Any], ax: Axes | None = None) -> Axes:
     if not layers:
         raise InputError("no layers to draw; expected what Plan.to_dict() gives")
     ax = axes_or_new(ax, 8.0, 3.2)
-    floor = 1e-4
+    costs = [each["scores"].get("ablation_kl", 0.0) for each in layers]
+    floor = max(1e-6, 0.2 * min((cost for cost in costs if cost > 0), default=1.0))
     for chosen, color, label in (
         ("ssm", POSITIVE, "becomes state space layer"), ("attention", LIGHT, "stays attention")
     ):  # fmt: skip

@@ -22,7 +22,10 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALLER = {
     "02_surrogates.ipynb": {"SEEDS": 2, "FEWER_SEEDS": 2, "EPOCHS": 1, "RATES": (1e-2,)},
     "03_neuron_ablation.ipynb": {"SEEDS": 2, "EPOCHS": 1},
-}
+    "05_refine_a_llama.ipynb": {
+        "MODEL": None, "UPDATES": 3, "LENGTH": 64, "SEQUENCES": 40, "TOKENS": 128, "CONTEXT": 64,
+    },
+}  # fmt: skip
 
 # Homes and roots of Unix and Windows, installed packages: what a machine would tell of itself.
 PLACES = re.compile(

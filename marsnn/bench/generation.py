@@ -91,7 +91,7 @@ def contestants(shape: Mapping[str, Any] = SMOLLM2_135M, keep: float = 0.4) -> d
 def dynamic_int8(model: nn.Module) -> nn.Module:
     """A copy whose nn.Linear layers hold int8 weights and quantize each activation as it comes.
 
-    Weights have a scale for each output, activations one for each call, as torch's dynamic quantization has it.
+    Weights have a scale for each output, activations one for each call: torch's dynamic quantization.
     A projection to the vocabulary that shares its weight with the embedding gets one of its own; the
     embedding stays as it is.
     """

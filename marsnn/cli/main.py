@@ -167,15 +167,29 @@ def energy(
 
 
 @app.command(
-    epilog="Example:  marsnn export marsnn-demo/atmn.safetensors -i digits --samples 100 --out my-bundle"
+    epilog="Example:  marsnn export marsnn-demo/atmn.safetensors -i digits --samples 100 --out my-bundle, or "
+    "a layer's net of a refined model  marsnn export refined --layer 15 -i topics --samples 64 --out bundle"
 )
 def export(
-    network: NetworkFile,
-    source: Input,
+    network: Annotated[
+        Path,
+        typer.Argument(help="a network saved by marsnn, or a refined model's folder", metavar="NETWORK"),
+    ],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--input",
+            "-i",
+            help='"digits", "digits-rows" or a .npy file with x [L, B, D]; of a model: topics or a text file',
+        ),
+    ],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="the bundle's folder; an older bundle is replaced")
     ],
     samples: Samples = 0,
+    layer: Annotated[
+        int | None, typer.Option(help="of a refined model: whose spiking feed-forward net is exported")
+    ] = None,
     target: Annotated[str, typer.Option(help="lava")] = "lava",
     mode: Annotated[str, typer.Option(help="window: the faithful train of T steps a token")] = "window",
     seed: Seed = 0,
@@ -186,7 +200,12 @@ def export(
     from marsnn.hardware.exporter import export as write
 
     seeded(seed)
-    net, x = load_input(network, source, samples)
+    if layer is not None:
+        from marsnn.cli.refine import layer_input
+
+        net, x = layer_input(network, layer, source, samples)
+    else:
+        net, x = load_input(network, source, samples)
     bundle = write(net, x, out, target=target, mode=mode)  # type: ignore[arg-type]
     drift = bundle.report("drift")
     if as_json:

@@ -284,6 +284,21 @@ def generate(
     print(found["told"], file=sys.stderr)
 
 
+def layer_input(folder: Path, layer: int, source: str, samples: int) -> tuple[Any, torch.Tensor]:
+    """Of the verb `export`: a layer's net as a Network, and what enters it on a text, [L, 1, D]."""
+    from marsnn.errors import InputError
+    from marsnn.refine.export import ffn_inputs, ffn_network
+    from marsnn.refine.job import load_refined
+    from marsnn.refine.loading import encoded, load_tokenizer
+    from marsnn.refine.model import MarForCausalLM
+
+    tokenizer, model = load_tokenizer(folder), load_refined(folder)
+    if not isinstance(model, MarForCausalLM):
+        raise InputError(f"{folder}: not a refined model; marsnn refine makes one")
+    network = ffn_network(model, layer)
+    return network, ffn_inputs(model, layer, encoded(tokenizer, source, samples or 64)[None])
+
+
 def shape_energy(
     shape: str, ssm: str, keep: float, steps: int, rate: float | None, contexts: str, as_json: bool
 ) -> None:

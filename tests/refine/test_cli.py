@@ -216,6 +216,21 @@ def test_generate_continues_by_the_model_and_its_cache(call, refined):
     assert "ms a token" in err
 
 
+def test_a_layer_is_exported_and_its_bundle_verifies(call, refined, source, text, tmp_path):
+    out = tmp_path / "bundle"
+    arguments = ("-i", text, "--samples", 12, "--out", out)
+    code, told, err = call("export", refined, "--layer", 2, *arguments)
+    assert code == 0, err
+    assert "12 golden tokens" in told
+    code, told, _ = call("verify", out, "--simulator", "integer")
+    assert code == 0
+    assert "0 mismatches of" in told
+    for folder, layer, said in ((refined, 9, "no layer 9"), (source, 0, "not a refined model")):
+        code, _, err = call("export", folder, "--layer", layer, *arguments)
+        assert code == 2
+        assert said in err
+
+
 def test_generate_samples_by_its_seed(call, refined):
     def drawn(seed):
         options = ("--max-new-tokens", 8, "--temperature", 2, "--seed", seed)

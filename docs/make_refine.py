@@ -100,9 +100,10 @@ def told(name: str) -> str:
             shares = ", ".join(f"{source} {share:.0%}" for source, share in row["recovered"].items())
             notes.append(f"{row_name} recovers of what leaving out its attentions costs: {shares}.")
     done = found.get("refinement")
-    if done:
-        spent = ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in done["seconds"].items())
-        notes.append(f"Refined in: {spent}.")
+    if done:  # a resumed run has read layers that others trained, so their own seconds are added up
+        trained = sum(each["seconds"] for each in done["align"])
+        others = ", ".join(f"{stage} {s:.0f} s" for stage, s in done["seconds"].items() if stage != "align")
+        notes.append(f"Training its {len(done['align'])} layers took {trained:.0f} s, then {others}.")
     return "\n".join([*lines, "", " ".join(notes)]).rstrip()
 
 

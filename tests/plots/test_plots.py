@@ -349,6 +349,38 @@ LENGTHS = {
     ],
     "memory": [{"L": L, "what": "SSD", "extra_mb": None if L == 64 else float(L)} for L in (64, 128, 256)],
 }
+SCORES = {"ablation_kl": 0.5, "fit_error": 0.25}
+PLAN = {
+    "policy": "sensitivity",
+    "budget": "1",
+    "layers": [
+        {"layer": 0, "choice": "attention", "scores": SCORES},
+        {"layer": 1, "choice": "ssm", "scores": {"ablation_kl": 0.1, "fit_error": 2.0}},
+        {"layer": 2, "choice": "ssm", "scores": {}},
+    ],
+}
+
+
+def row(bits, ratio, **more):
+    price = {"45nm-fp32 ratio": ratio, "45nm-int8 ratio": 1.5 * ratio}
+    return {
+        "texts": {"a": {"bits_per_byte": bits}, "b": {"bits_per_byte": 2 * bits}},
+        "energy": {"256": price, "1024": {name: value / 2 for name, value in price.items()}},
+        "rates": {},
+        **more,
+    }
+
+
+REPORT = {
+    "settings": {"context": 64},
+    "rows": {
+        "dense": row(1.0, 1.0),
+        "zeroed": {**row(2.0, 1.0), "energy": {}, "layers": [0.0, 0.5]},
+        "spiking": row(1.1, 0.4, layers=[0.0, 0.2], rates={"0.ffn_in": 0.5, "1.ffn_in": 0.25}),
+    },
+    "refinement": {"plan": PLAN},
+}
+
 DRAW = {
     "accuracy_energy": lambda recording, ax: plots.accuracy_energy(ROWS, ax=ax),
     "raster": lambda recording, ax: plots.raster(recording, ax=ax),
@@ -358,6 +390,11 @@ DRAW = {
     "speed_scaling": lambda recording, ax: plots.speed_scaling(SPEED, ax=ax),
     "firing_rates": lambda recording, ax: plots.firing_rates(recording, ax=ax),
     "energy_bars": lambda recording, ax: plots.energy_bars(totals(fp32=(1.0, 2.0)), ax=ax),
+    "plan_bars": lambda recording, ax: plots.plan_bars(PLAN, ax=ax),
+    "quality_bars": lambda recording, ax: plots.quality_bars(REPORT, ax=ax),
+    "energy_curves": lambda recording, ax: plots.energy_curves(REPORT, ax=ax),
+    "layer_curves": lambda recording, ax: plots.layer_curves(REPORT, ax=ax),
+    "rate_map": lambda recording, ax: plots.rate_map({"0.ffn_in": 0.5}, ax=ax),
 }
 
 

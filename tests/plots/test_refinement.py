@@ -7,40 +7,9 @@ import pytest
 from marsnn import plots
 from marsnn.errors import InputError
 from marsnn.plots.refinement import pictures
+from tests.plots.test_plots import PLAN, REPORT
 
 matplotlib.use("Agg")
-
-SCORES = {"ablation_kl": 0.5, "fit_error": 0.25}
-PLAN = {
-    "policy": "sensitivity",
-    "budget": "1",
-    "layers": [
-        {"layer": 0, "choice": "attention", "scores": SCORES},
-        {"layer": 1, "choice": "ssm", "scores": {"ablation_kl": 0.1, "fit_error": 2.0}},
-        {"layer": 2, "choice": "ssm", "scores": {}},
-    ],
-}
-
-
-def row(bits, ratio, **more):
-    price = {"45nm-fp32 ratio": ratio, "45nm-int8 ratio": 1.5 * ratio}
-    return {
-        "texts": {"a": {"bits_per_byte": bits}, "b": {"bits_per_byte": 2 * bits}},
-        "energy": {"256": price, "1024": {name: value / 2 for name, value in price.items()}},
-        "rates": {},
-        **more,
-    }
-
-
-REPORT = {
-    "settings": {"context": 64},
-    "rows": {
-        "dense": row(1.0, 1.0),
-        "zeroed": {**row(2.0, 1.0), "energy": {}, "layers": [0.0, 0.5]},
-        "spiking": row(1.1, 0.4, layers=[0.0, 0.2], rates={"0.ffn_in": 0.5, "1.ffn_in": 0.25}),
-    },
-    "refinement": {"plan": PLAN},
-}
 
 
 def test_bars_of_a_plan_are_its_scores():

@@ -268,7 +268,7 @@ def test_generate_within_a_latency(call, refined, source):
         (("energy", "--shape", "llama-7b", "--ssm", 99), "the model has 32"),
         (("energy", "--shape", "llama-7b", "--ssm", "quality=0.1"), "how many layers"),
         (("energy", "--shape", "llama-7b", "--keep", 0), "keep"),
-        (("energy", "--shape", "llama-7b", "--steps", 9), "--rate"),
+        (("energy", "--shape", "llama-7b", "--steps", 9), "no measured rates"),
         (("energy",), "--shape"),
         (("energy", "--shape", "llama-7b", "--rate", -2), "0 to 1"),
         (("energy", "--shape", "llama-7b", "--rate", "nan"), "0 to 1"),

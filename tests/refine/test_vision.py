@@ -228,7 +228,7 @@ def test_a_plan_says_what_it_was_made_from_and_survives_files(tmp_path):
 
 
 def test_budgets_of_energy_count_whole_images():
-    spikes = {"settings": {"steps": 4}}
+    spikes = {"settings": {"steps": 4, "tau": 0.5, "fire_at": 0.5}}  # whose rates were measured
     with pytest.raises(InputError, match=r"can't be met.* at 17 tokens"):
         plan(seeing_teacher(), FEW, "energy=0.5")
     assert plan(seeing_teacher(), FEW, "energy=0.5", spikes=spikes).ssm_layers == []

@@ -36,13 +36,13 @@ $(MODEL)/model.safetensors: | $(VENV)/.ready
 
 lint: $(VENV)/.ready ## ruff and mypy
 	@echo "== lint and types"
-	@$(BIN)/ruff check marsnn tests docs
-	@$(BIN)/ruff format --check marsnn tests docs
+	@$(BIN)/ruff check marsnn tests docs tools
+	@$(BIN)/ruff format --check marsnn tests docs tools
 	@$(RUN) -m mypy
 
 format: $(VENV)/.ready ## let ruff rewrite the layout
-	@$(BIN)/ruff format marsnn tests docs
-	@$(BIN)/ruff check --fix marsnn tests docs
+	@$(BIN)/ruff format marsnn tests docs tools
+	@$(BIN)/ruff check --fix marsnn tests docs tools
 
 clean: ## remove both environments, the model and the demo's folder
 	rm -rf $(VENV) $(LAVA) models marsnn-demo

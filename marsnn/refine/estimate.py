@@ -19,7 +19,7 @@ from marsnn.files import read_json
 from marsnn.refine.config import MarConfig, config_from
 from marsnn.refine.model import MarForCausalLM
 from marsnn.refine.planner import Budget
-from marsnn.refine.shapes import TABLES, dense_of, measured_rates, priced
+from marsnn.refine.shapes import TABLES, by_site, dense_of, measured_rates, priced
 from marsnn.refine.sparsity import checked_keep
 
 NAMED: dict[str, dict[str, int]] = {
@@ -102,18 +102,11 @@ def estimate(
     rates: Mapping[str, float] | float = measured_rates(spiking) if rate is None else float(rate)
     configs[f"{name} + ATMN T={steps}"] = spiking
     return {
-        "rates": rates if isinstance(rates, float) else _by_site(rates),
+        "rates": rates if isinstance(rates, float) else by_site(rates),
         "measured_rates": rate is None,
         "steps": steps,
         "rows": {name: _row(config, rates, contexts) for name, config in configs.items()},
     }
-
-
-def _by_site(rates: Mapping[str, float]) -> dict[str, float]:
-    sites: dict[str, list[float]] = {}
-    for name, rate in rates.items():
-        sites.setdefault(name.partition(".")[2], []).append(rate)
-    return {site: sum(each) / len(each) for site, each in sites.items()}
 
 
 def _row(

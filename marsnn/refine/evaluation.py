@@ -150,10 +150,10 @@ def _add_recovered(
     zeroed = next((name for name, view in views.items() if not view.mixing), None)
     if teacher is None or zeroed is None:
         return
-    own = next(
-        name for name, view in views.items()
-        if view.model is views[zeroed].model and view.mixing and not view.spiking and not view.sparse
-    )  # fmt: skip
+    stage = View(views[zeroed].model, sparse=False, spiking=False)
+    own = next((name for name, view in views.items() if view == stage), None)
+    if own is None:
+        return
     nats = {
         name: {source: text["nats"] for source, text in measured[name]["texts"].items()}
         for name in (teacher, zeroed, own)

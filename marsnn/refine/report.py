@@ -10,7 +10,7 @@ from typing import Any
 from marsnn.files import PathLike, json_text, write_text
 from marsnn.plots.refinement import pictures
 from marsnn.refine.evaluation import Evaluation
-from marsnn.refine.shapes import TABLES
+from marsnn.refine.shapes import TABLES, by_site
 
 STYLE = """body{font-family:sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#333}
 pre{overflow-x:auto;background:#f6f6f6;padding:1em;font-size:12px}svg{max-width:100%;height:auto}"""
@@ -138,11 +138,8 @@ def _speed(rows: dict[str, Any], width: int) -> str:
 def _notes(evaluation: Evaluation) -> str:
     lines = []
     for name, row in evaluation.rows.items():
-        by_site: dict[str, list[float]] = {}
-        for site, rate in row["rates"].items():
-            by_site.setdefault(site.partition(".")[2], []).append(rate)
-        if by_site:
-            told = ", ".join(f"{site} {sum(each) / len(each):.3f}" for site, each in by_site.items())
+        if row["rates"]:
+            told = ", ".join(f"{site} {rate:.3f}" for site, rate in by_site(row["rates"]).items())
             lines.append(f"{name}: spikes per neuron and step: {told}")
     for name, row in evaluation.rows.items():
         if row.get("recovered"):

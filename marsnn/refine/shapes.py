@@ -205,6 +205,14 @@ def measured_rates(config: MarConfig) -> dict[str, float]:
     return found
 
 
+def by_site(rates: Mapping[str, float]) -> dict[str, float]:
+    """Mean rates of each site over the layers, from rates by "layer.site"."""
+    sites: dict[str, list[float]] = {}
+    for name, rate in rates.items():
+        sites.setdefault(name.partition(".")[2], []).append(rate)
+    return {site: sum(each) / len(each) for site, each in sites.items()}
+
+
 def priced(
     config: MarConfig, context: int, rates: Mapping[str, float] | float | None = None
 ) -> dict[str, float]:

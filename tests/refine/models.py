@@ -12,6 +12,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from marsnn.refine import alignment
+
 SIZES = {
     "vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
@@ -56,3 +58,27 @@ def some_tokens(batch=2, length=33, seed=0):
     return torch.randint(
         2, SIZES["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(seed)
     )
+
+
+def train_one_layer_then_interrupt(monkeypatch):
+    """Have `align` be interrupted in its second layer; the layers trained until then, as they come."""
+    learn, trained = alignment._learn, []
+
+    def one_only(mixer, layer, *rest):
+        if trained:
+            raise KeyboardInterrupt
+        trained.append(layer)
+        return learn(mixer, layer, *rest)
+
+    monkeypatch.setattr(alignment, "_learn", one_only)
+    return trained
+
+
+def watch_training(monkeypatch):
+    """Have `align` go its whole way again; the layers that it trains, as they come."""
+    monkeypatch.undo()
+    learn, trained = alignment._learn, []
+    monkeypatch.setattr(
+        alignment, "_learn", lambda mixer, layer, *rest: trained.append(layer) or learn(mixer, layer, *rest)
+    )
+    return trained

@@ -194,6 +194,15 @@ def test_the_report_names_plan_and_context_and_draws(refined, text, tmp_path):
     assert (tmp_path / "report.txt").read_text() == told
 
 
+def test_attentions_left_out_are_a_row_without_their_stages(refined, text):
+    zeroed = next(iter(stages(refined).values()))
+    rows = evaluate(
+        {"dense": folders.model(), "zeroed": zeroed}, folders.tokenizer(), config(text), "dense"
+    ).rows
+    assert "recovered" not in rows["zeroed"]
+    assert rows["zeroed"]["layers"][1] > 0
+
+
 def test_bad_input_is_one_line(text, tmp_path):
     models, tokens = {"a": folders.model()}, folders.tokenizer()
     with pytest.raises(InputError, match="no model 'b'"):

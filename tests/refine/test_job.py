@@ -9,10 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from marsnn.errors import FileError, InputError, NonFiniteError
-from marsnn.refine import AlignConfig, alignment
+from marsnn.refine import AlignConfig
 from marsnn.refine.evaluation import EvaluationConfig
 from marsnn.refine.job import Job, load_refined, plan_only, run_job
 from tests.refine import folders
+from tests.refine.models import train_one_layer_then_interrupt, watch_training
 
 QUICK = AlignConfig(updates=4, length=64, sequences=6, held_out=2)
 SPIKES = {"neuron": "ATMN", "settings": {"steps": 4, "tau": 0.5, "fire_at": 0.5}}
@@ -59,15 +60,7 @@ def test_a_job_leaves_an_ordinary_model_and_says_what_it_did(job):
 
 def test_an_interrupted_job_goes_on_to_the_same_end(job, tmp_path, monkeypatch):
     whole, _ = run_job(replace(job, out=tmp_path / "whole"))
-    learn, trained = alignment._learn, []
-
-    def one_only(mixer, layer, *rest):
-        if trained:
-            raise KeyboardInterrupt
-        trained.append(layer)
-        return learn(mixer, layer, *rest)
-
-    monkeypatch.setattr(alignment, "_learn", one_only)
+    trained = train_one_layer_then_interrupt(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         run_job(job)
     assert not (job.out / "config.json").exists()
@@ -75,10 +68,7 @@ def test_an_interrupted_job_goes_on_to_the_same_end(job, tmp_path, monkeypatch):
         run_job(job)
     with pytest.raises(InputError, match="other settings"):
         run_job(replace(job, resume=True, budget="3"))
-    again = []
-    monkeypatch.setattr(
-        alignment, "_learn", lambda mixer, layer, *rest: again.append(layer) or learn(mixer, layer, *rest)
-    )
+    again = watch_training(monkeypatch)
     resumed, _ = run_job(replace(job, resume=True))
     assert len(trained + again) == 2
     for name, weight in whole.state_dict().items():

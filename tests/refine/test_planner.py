@@ -10,7 +10,7 @@ from marsnn.errors import FileError, InputError, NonFiniteError
 from marsnn.refine import AlignConfig, MarForCausalLM, Plan, RefineConfig, convert, plan, refine
 from marsnn.refine.planner import Budget, density
 from marsnn.refine.suffix import Nothing, Suffix, replaced
-from tests.refine.models import SIZES, some_tokens, teacher
+from tests.refine.models import SIZES, some_tokens, teacher, train_one_layer_then_interrupt, watch_training
 
 TOKENS = some_tokens(1, 2000).flatten()
 QUICK = RefineConfig(align=AlignConfig(updates=4, length=24, sequences=4, held_out=1), calibration=256)
@@ -226,24 +226,10 @@ def test_an_interrupted_refine_goes_on(tmp_path, monkeypatch):
     made = plan(teacher(), TOKENS, 2)
     settings = RefineConfig(align=QUICK.align, folder=tmp_path)
     whole = refine(teacher(), made, QUICK)
-    from marsnn.refine import alignment
-
-    trained = []
-    learn = alignment._learn
-
-    def one_only(mixer, layer, *rest):
-        if trained:
-            raise KeyboardInterrupt
-        trained.append(layer)
-        return learn(mixer, layer, *rest)
-
-    monkeypatch.setattr(alignment, "_learn", one_only)
+    trained = train_one_layer_then_interrupt(monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         refine(teacher(), made, settings)
-    again = []
-    monkeypatch.setattr(
-        alignment, "_learn", lambda mixer, layer, *rest: again.append(layer) or learn(mixer, layer, *rest)
-    )
+    again = watch_training(monkeypatch)
     resumed = refine(teacher(), made, settings)
     assert sorted(trained + again) == made.ssm_layers
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):

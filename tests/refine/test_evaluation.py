@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from marsnn.energy import load_table
 from marsnn.errors import InputError, NonFiniteError
-from marsnn.refine import add_spikes, convert, sparsify
+from marsnn.refine import add_spikes, convert, evaluation, sparsify
 from marsnn.refine.evaluation import EvaluationConfig, evaluate
 from marsnn.refine.quality import bleu, copying, needle, rouge_l
 from marsnn.refine.report import report_text, save_report
@@ -192,6 +192,15 @@ def test_the_report_names_plan_and_context_and_draws(refined, text, tmp_path):
     assert "<script" not in page
     assert (tmp_path / "report.json").stat().st_size > 1000
     assert (tmp_path / "report.txt").read_text() == told
+
+
+def test_recovered_is_the_share_of_what_leaving_out_costs(refined):
+    views = {"dense": View(folders.model()), **stages(refined)}
+    nats = dict(zip(views, (2.0, 5.0, 3.0, 4.0, 4.5), strict=True))  # dense, zeroed, SSM, sparse, spiking
+    measured = {name: {"texts": {"a": {"nats": each}, "b": {"nats": 2.0}}} for name, each in nats.items()}
+    evaluation._add_recovered(measured, views, "dense")
+    told = {name: row["recovered"] for name, row in measured.items() if "recovered" in row}
+    assert told == {"2/4 SSM": {"a": pytest.approx(2 / 3)}}  # of text b nothing was lost
 
 
 def test_attentions_left_out_are_a_row_without_their_stages(refined, text):

@@ -50,6 +50,7 @@ class SpikingInput(nn.Module):
         settings: of the neuron: steps, tau, fire_at, ...
 
     Attributes:
+        enabled: whether it spikes; the maps get x itself where not.
         unrolled: run the maps once a step instead of once a token; equal but for rounding.
         listener: called with every train [T, *, N], None for nobody.
 
@@ -71,6 +72,7 @@ class SpikingInput(nn.Module):
         super().__init__()
         self.features = count("features", features)
         self.per_token = bool(per_token)
+        self.enabled = True
         self.unrolled = False
         kind: Any = neurons.get(neuron)
         known = set(inspect.signature(kind).parameters) - {"features", "feature_dim", "backend", "surrogate"}
@@ -88,6 +90,8 @@ class SpikingInput(nn.Module):
 
     def forward(self, x: Tensor, *maps: nn.Linear) -> tuple[Tensor, ...]:
         """Every map [*, M] of the spikes of x [*, N]."""
+        if not self.enabled:
+            return tuple(each(self._unspiked(x)) for each in maps)
         train, scale = self.spikes(x)
         if self.unrolled:
             found = tuple(self._step_by_step(train, scale, each) for each in maps)
@@ -113,6 +117,13 @@ class SpikingInput(nn.Module):
         """What a spike of each step and feature stands for, [T, N]: `decode` is the sum over gain * spike."""
         leading = train.flatten(1, -2)[:, 0] if train.ndim > 2 else train  # [T, N]
         return (self.neuron.step_gain(leading) / len(train)).expand(len(train), self.features)
+
+    def _unspiked(self, x: Tensor) -> Tensor:
+        """x, and a gradient of 0 for the neuron: training in several processes misses no parameter."""
+        learned = [each for each in self.neuron.parameters() if each.requires_grad]
+        if not (learned and torch.is_grad_enabled()):
+            return x
+        return x + sum(each.sum() for each in learned).to(x.dtype) * 0.0  # type: ignore[union-attr]
 
     def _step_by_step(self, train: Tensor, scale: Tensor | None, linear: nn.Linear) -> Tensor:
         weight, bias = weight_of(linear), linear.bias

@@ -6,7 +6,6 @@ neither each other nor a backward pass through the model, and one layer takes se
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from marsnn.checks import count, positive
 from marsnn.errors import DivergedError, InputError
 from marsnn.files import PathLike, probe, write_bytes
 from marsnn.progress import duration, say
+from marsnn.refine.loading import digest
 from marsnn.refine.modality import TEXT, Modality, modality
 from marsnn.refine.model import MarMixer, MarPreTrainedModel
 from marsnn.refine.transfer import convert, fit, relative_error
@@ -258,14 +258,10 @@ def _key(
     refined: MarPreTrainedModel, teacher: PreTrainedModel, sequences: Tensor, config: AlignConfig
 ) -> str:
     """A digest of all that trained layers follow from."""
-    digest = hashlib.sha256()
     made = [asdict(config), refined.config.mixer, refined.config.mixer_settings, str(refined.dtype)]
     if not refined.config.causal:
         made.append("both ways")
-    digest.update(json.dumps(made, sort_keys=True).encode())
-    for tensor in (sequences, *teacher.parameters()):
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest(json.dumps(made, sort_keys=True), sequences, *teacher.parameters())
 
 
 def _path(folder: Path, layer: int) -> Path:

@@ -38,6 +38,7 @@ from marsnn.refine.loading import (
     load_tokenizer,
     prefix_of,
     quietly,
+    usual_device,
 )
 from marsnn.refine.model import MarForCausalLM
 from marsnn.refine.pipeline import RefineConfig, refine
@@ -97,7 +98,7 @@ def plan_only(job: Job) -> Plan:
     """
     _check_room(job, plan_only=True)
     tokenizer = load_tokenizer(job.model)
-    model = load_model(job.model, job.dtype)
+    model = load_model(job.model, job.dtype).to(usual_device())  # type: ignore[arg-type]
     made = _planned(job, model, tokenizer)
     _write_plan(made, job.out)
     return made
@@ -122,13 +123,13 @@ def run_job(job: Job) -> tuple[MarForCausalLM, Evaluation | None]:
     tokenizer = load_tokenizer(job.model)
     if job.evaluation is not None:
         check_texts(tokenizer, job.evaluation)
-    teacher = load_model(job.model, job.dtype, copies=COPIES)
+    teacher = load_model(job.model, job.dtype, copies=COPIES).to(usual_device())  # type: ignore[arg-type]
     made = _planned(job, teacher, tokenizer)
     _write_plan(made, job.out)
     say(made.summary(), job.progress)
     if job.resume and (job.out / DONE).is_file():
         say("refined already", job.progress)
-        refined = load_refined(job.out, job.dtype)
+        refined = load_refined(job.out, job.dtype).to(teacher.device)  # type: ignore[arg-type]
         assert isinstance(refined, MarForCausalLM)
     else:
         refined = _refined(job, teacher, tokenizer, made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import math
 import os
@@ -55,6 +56,11 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32, copies: i
         missing = sorted(info["missing_keys"])
         raise FileError(f"{path}: {len(missing)} weights are missing, such as {missing[0]}; save it again")
     return model.eval()  # type: ignore[no-any-return]
+
+
+def usual_device() -> torch.device:
+    """The GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def checked_folder(folder: str | Path) -> Path:
@@ -114,6 +120,17 @@ def begun(tokens: Tensor, prefix: Tensor, length: int) -> Tensor:
     if not len(prefix) or room < 1:
         return tokens
     return torch.cat([torch.cat([prefix, part]) for part in tokens.split(room)])
+
+
+def digest(*parts: str | Tensor) -> str:
+    """SHA-256 of texts and tensors, in their order."""
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            found.update(part.encode())
+        else:
+            found.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _enough_memory(path: Path, dtype: torch.dtype, copies: int) -> None:

@@ -170,7 +170,7 @@ class Loop(Trainer):
     def go_on(self) -> list[float]:
         """Train to the end, from the last whole checkpoint if there is one: the loss of every update.
 
-        On one machine, with as many processes and threads, an interrupted run ends at the same bits.
+        On one CPU, with as many processes and threads, an interrupted run ends at the same bits.
 
         Raises:
             DivergedError: a loss or gradient became NaN or infinite.

@@ -16,6 +16,7 @@ import typer
 
 from marsnn.cli.ablate import EXAMPLE, ablate
 from marsnn.cli.bench import bench
+from marsnn.cli.distill import PRETRAIN, pretrain
 from marsnn.cli.options import Json, Seed, print_json
 from marsnn.cli.refine import EVALUATE, GENERATE, REFINE, evaluate, generate, refine, shape_energy
 from marsnn.errors import InputError, MarsnnError
@@ -243,7 +244,12 @@ def verify(
 
 app.add_typer(bench, name="bench")
 app.command(epilog=f"Example:  {EXAMPLE}")(ablate)
-for verb, example in ((refine, REFINE), (evaluate, EVALUATE), (generate, GENERATE)):
+for verb, example in (
+    (refine, REFINE),
+    (evaluate, EVALUATE),
+    (generate, GENERATE),
+    (pretrain, PRETRAIN),
+):
     app.command(epilog=f"Example:  {example}")(verb)
 
 

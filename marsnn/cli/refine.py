@@ -22,7 +22,9 @@ GENERATE = 'marsnn generate refined "The capital of France is" --max-new-tokens 
 ModelFolder = Annotated[Path, typer.Argument(help="a Hugging Face model's folder", metavar="MODEL")]
 Texts = Annotated[
     list[str] | None,
-    typer.Option("--text", help="held-out text: topics, stdlib, or a file; repeatable", show_default=False),
+    typer.Option(
+        "--text", help="held-out text: library, topics, stdlib, or a file; repeatable", show_default=False
+    ),
 ]
 Tokens = Annotated[int, typer.Option(help="of each text that quality is measured on", min=1)]
 Context = Annotated[int, typer.Option(help="tokens of a window that quality is measured in", min=2)]

@@ -21,6 +21,7 @@ from marsnn.refine.latency import LatencyBudget, LatencyReport
 from marsnn.refine.model import MarForCausalLM, MarModel
 from marsnn.refine.pipeline import RefineConfig, refine
 from marsnn.refine.planner import Plan, plan
+from marsnn.refine.pretraining import PretrainConfig, pretrain
 from marsnn.refine.transfer import convert
 from marsnn.refine.vision import MarForImageClassification, MarVisionModel
 
@@ -38,6 +39,7 @@ __all__ = [
     "MarVisionConfig",
     "MarVisionModel",
     "Plan",
+    "PretrainConfig",
     "RefineConfig",
     "add_spikes",
     "align",
@@ -47,6 +49,7 @@ __all__ = [
     "firing_rates",
     "plan",
     "prepare",
+    "pretrain",
     "refine",
     "release",
     "sparsify",

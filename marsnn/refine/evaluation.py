@@ -45,7 +45,7 @@ class EvaluationConfig:
     """How much is looked at."""
 
     texts: tuple[str, ...] = field(
-        default=("topics", "stdlib"), metadata={"help": "held-out texts: topics, stdlib, or files"}
+        default=("topics", "stdlib"), metadata={"help": "held-out texts: library, topics, stdlib, or files"}
     )
     tokens: int = field(default=8192, metadata={"help": "of each text"})
     context: int = field(default=1024, metadata={"help": "tokens of a window; each stands by itself"})
@@ -61,7 +61,7 @@ class EvaluationConfig:
         for context in self.contexts:
             count("a context", context)
         if not self.texts:
-            raise InputError("texts is empty; name topics, stdlib, or a file")
+            raise InputError("texts is empty; name library, topics, stdlib, or a file")
 
 
 @dataclass

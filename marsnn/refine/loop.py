@@ -1,0 +1,285 @@
+"""A Trainer that is quiet, stops at NaN, and goes on after a kill as if it had never been stopped.
+
+transformers writes a checkpoint file by file, so a kill can leave half of one. `Seal` writes a last file with
+the sizes of all others: `last_whole_checkpoint` takes only what agrees with it. Two checkpoints are kept, so
+that one is whole while the next is written.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+
+from marsnn.errors import DivergedError, FileError, InputError, MarsnnError
+from marsnn.files import PathLike, json_text, read_json, write_text
+from marsnn.progress import duration, say
+from marsnn.refine.loading import quietly
+from marsnn.training import warmup_cosine
+
+SEAL = "whole.json"
+"""In a checkpoint: name -> bytes of every other file, written last."""
+
+
+# ---- data -----------------------------------------------------------------------------------------------
+
+
+def token_rows(ids: Tensor, length: int) -> Tensor:
+    """Running text [number] cut into rows [R, length]; what doesn't fill a row is left out.
+
+    Raises:
+        InputError: not one row.
+    """
+    if len(ids) < length:
+        raise InputError(f"{len(ids):,} tokens are there, a row takes {length:,}; give more text")
+    return ids[: len(ids) // length * length].view(-1, length)
+
+
+class Rows(Dataset[dict[str, Tensor]]):
+    """Rows of tokens [R, L] as a causal language model's inputs and labels."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = self.rows[index].long()
+        return {"input_ids": row, "labels": row}
+
+
+# ---- settings -------------------------------------------------------------------------------------------
+
+
+def quiet_arguments(
+    folder: PathLike,
+    updates: int,
+    batch: int,
+    learning_rate: float,
+    warmup: int,
+    weight_decay: float,
+    save_every: int,
+    seed: int,
+    tensorboard: bool = False,
+) -> TrainingArguments:
+    """Arguments of a Trainer that tells no hub, draws nothing, and saves what it needs to go on.
+
+    float32 on a CPU; on a GPU bfloat16 where it has that, beside float32 weights. AdamW (0.9, 0.95), which
+    decays matrices only; the gradient's norm is clipped at 1.
+
+    Args:
+        folder: for checkpoints, of which two are kept.
+        batch: sequences of an update, in all processes together.
+        warmup: updates until the peak rate; a cosine follows.
+        save_every: updates between checkpoints; the last update always has one.
+        tensorboard: write losses to `folder`/runs.
+
+    Raises:
+        InputError: a batch that processes can't share, more processes than GPUs, no tensorboard.
+    """
+    if tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise InputError("tensorboard is not installed: run  pip install tensorboard")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=updates,
+        per_device_train_batch_size=_share(batch, gpus),
+        dataloader_drop_last=True,
+        dataloader_pin_memory=gpus > 0,
+        learning_rate=learning_rate,
+        warmup_steps=warmup,
+        optim="adamw_torch",
+        adam_beta2=0.95,
+        weight_decay=weight_decay,
+        max_grad_norm=1.0,
+        seed=seed,
+        use_cpu=gpus == 0,
+        ddp_backend="gloo" if not gpus and _processes() > 1 else None,
+        ddp_find_unused_parameters=False,
+        bf16=gpus > 0 and torch.cuda.is_bf16_supported(),
+        save_steps=save_every,
+        save_total_limit=2,
+        logging_steps=1,  # a NaN is seen before it is saved
+        logging_nan_inf_filter=False,
+        report_to="tensorboard" if tensorboard else "none",
+        push_to_hub=False,
+        disable_tqdm=True,
+    )
+
+
+def _share(batch: int, gpus: int) -> int:
+    """Sequences of an update for each process, or for each GPU that one process drives."""
+    processes = _processes()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if gpus and here > gpus:
+        raise InputError(
+            f"{here} processes, {gpus} GPUs; start as many as there are GPUs, or hide them by "
+            'CUDA_VISIBLE_DEVICES=""'
+        )
+    parts = processes if processes > 1 else max(1, gpus)
+    if batch % parts:
+        raise InputError(f"{parts} processes can't share a batch of {batch}; give a multiple of {parts}")
+    return batch // parts
+
+
+def _processes() -> int:
+    """As many as torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def wait_for_all() -> None:
+    """Until every process is here; alone, not at all."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+# ---- the loop -------------------------------------------------------------------------------------------
+
+
+class Loop(Trainer):
+    """A Trainer with our schedule and callbacks; override `compute_loss` to teach something else."""
+
+    def __init__(self, *args: Any, progress: bool = False, **kwargs: Any) -> None:
+        with quietly():
+            super().__init__(*args, callbacks=[StopOnNaN(), Seal(), Tell(progress)], **kwargs)
+        self.remove_callback(PrinterCallback)
+        self.began_at = 0  # the update that this run went on from
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The house's warmup and cosine, whose first update is not lost."""
+        if self.lr_scheduler is None:
+            chosen = self.optimizer if optimizer is None else optimizer
+            schedule = warmup_cosine(chosen, int(self.args.warmup_steps), num_training_steps)
+            self.lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = schedule
+            self._created_lr_scheduler = True
+        assert self.lr_scheduler is not None
+        return self.lr_scheduler
+
+    def go_on(self) -> list[float]:
+        """Train to the end, from the last whole checkpoint if there is one: the loss of every update.
+
+        On one CPU, with as many processes and threads, an interrupted run ends at the same bits.
+
+        Raises:
+            DivergedError: a loss or gradient became NaN or infinite.
+            FileError: a checkpoint can't be written.
+        """
+        last = last_whole_checkpoint(self.args.output_dir)
+        self.began_at = 0 if last is None else step_of(last)
+        try:
+            with quietly():
+                if last is not None and self.began_at >= self.args.max_steps:
+                    self._load_from_checkpoint(str(last))  # to train on here would add an update
+                    self.state = TrainerState.load_from_json(str(last / "trainer_state.json"))
+                else:
+                    self.train(resume_from_checkpoint=None if last is None else str(last))
+        except MarsnnError:
+            raise
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if not _while_writing(error):
+                raise
+            reason = (getattr(error, "strerror", None) or str(error)).strip().splitlines()[0].lower()
+            raise FileError(
+                f"{self.args.output_dir}: can't write a checkpoint: {reason}; make room, and the same again "
+                "goes on from the last whole one"
+            ) from error
+        return [entry["loss"] for entry in self.state.log_history if "loss" in entry]
+
+
+def _while_writing(error: Exception) -> bool:
+    return isinstance(error, OSError | SafetensorError) or "inline_container" in str(error)  # torch.save's
+
+
+class StopOnNaN(TrainerCallback):
+    """Raises DivergedError in the update whose loss or gradient is no number, before it can be saved."""
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        for name, said in (("loss", "loss"), ("grad_norm", "gradient")):
+            value = (logs or {}).get(name)
+            if value is None or math.isfinite(value):
+                continue
+            last = last_whole_checkpoint(args.output_dir)
+            kept = "nothing was saved before" if last is None else f"{last} is the last good checkpoint"
+            raise DivergedError(
+                f"the {said} became NaN or infinite in update {state.global_step}; {kept}. Try a "
+                f"learning_rate below {args.learning_rate:g}, in another folder"
+            )
+
+
+class Tell(TrainerCallback):
+    """A line on standard error at each tenth of the updates."""
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.losses: list[float] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.started, self.first = time.perf_counter(), state.global_step
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        if "loss" not in (logs or {}):
+            return
+        self.losses.append((logs or {})["loss"])
+        done, of = state.global_step, state.max_steps
+        if done % max(1, of // 10) and done != of:
+            return
+        usual = (time.perf_counter() - self.started) / (done - self.first)
+        say(
+            f"  update {done:,} of {of:,}: loss {sum(self.losses) / len(self.losses):.3f}, about "
+            f"{duration(usual * (of - done))} left",
+            self.enabled and state.is_world_process_zero,
+        )
+        self.losses.clear()
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------
+
+
+class Seal(TrainerCallback):
+    """Marks a checkpoint as whole when every process has written its part."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        wait_for_all()
+        if state.is_world_process_zero:
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def seal(checkpoint: Path) -> None:
+    """Write down what a whole checkpoint consists of."""
+    sizes = {path.name: path.stat().st_size for path in sorted(checkpoint.iterdir()) if path.name != SEAL}
+    write_text(checkpoint / SEAL, json_text(sizes))
+
+
+def last_whole_checkpoint(folder: PathLike) -> Path | None:
+    """The checkpoint of the most updates in a folder that is as it was sealed; None where there is none."""
+    found = [path for path in Path(folder).glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    return next((path for path in sorted(found, key=step_of, reverse=True) if _whole(path)), None)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The update after which it was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _whole(checkpoint: Path) -> bool:
+    try:
+        sizes = read_json(checkpoint / SEAL)
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, AttributeError):
+        return False

@@ -3,9 +3,9 @@
     pre     what arrives at a site, before it is encoded
     post    what its projections then receive: the values that the spikes stand for
 
-Where a site has no spikes, as in a teacher, both are the input of its projections. PreNorm, which the loss applies,
-is the same for both. The paper compares "pre-norm" with "post-norm" features and defines neither; this is our
-reading: before the neuron, or behind it.
+Where a site has no spikes, as in a teacher, both are the input of its projections. PreNorm, which the loss
+applies, is the same for both. The paper compares "pre-norm" with "post-norm" features and defines neither;
+this is our reading: before the neuron, or behind it.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ Place = tuple[int, str]
 def places(student: PreTrainedModel, sites: Sequence[str] = SITES) -> list[Place]:
     """Where student and teacher can be compared.
 
-    In front of a state space layer's output projection there is nothing to compare: its channels are not those of
-    the attention that it stands for.
+    In front of a state space layer's output projection there is nothing to compare: its channels are not
+    those of the attention that it stands for.
 
     Raises:
         InputError: no such site.

@@ -1,7 +1,7 @@
 """One stage of distillation from models to a folder: text, trainer, checkpoints, the curve, the result.
 
-    OUT/work/checkpoint-N/     where an interrupted run goes on; gone at the end
-    OUT/                       the student as `save_refined` writes it, refinement.json last
+OUT/work/checkpoint-N/     where an interrupted run goes on; gone at the end
+OUT/                       the student as `save_refined` writes it, refinement.json last
 """
 
 from __future__ import annotations
@@ -38,9 +38,12 @@ class LearnConfig(SbdsConfig):
     """How a student is trained, beside what `SbdsConfig` says of its loss."""
 
     text: Sequence[str] = field(
-        default=("docstrings",), metadata={"help": "learnt on: docstrings, or text files, one after the other"}
+        default=("docstrings",),
+        metadata={"help": "learnt on: docstrings, or text files, one after the other"},
     )
-    tokens: int | None = field(default=None, metadata={"help": "of the text, at most; without it all of them"})
+    tokens: int | None = field(
+        default=None, metadata={"help": "of the text, at most; without it all of them"}
+    )
     length: int = field(default=512, metadata={"help": "tokens of a sequence"})
     batch: int = field(default=8, metadata={"help": "sequences an update, of all processes together"})
     together: int = field(default=8, metadata={"help": "sequences at most that a process runs at once"})
@@ -60,7 +63,9 @@ class LearnConfig(SbdsConfig):
     curve_every: int = field(
         default=0, metadata={"help": "updates between looks at held-out text; 0 for none"}
     )
-    tensorboard: bool = field(default=False, metadata={"help": "write the course of the losses for TensorBoard"})
+    tensorboard: bool = field(
+        default=False, metadata={"help": "write the course of the losses for TensorBoard"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,8 +163,8 @@ def rows_of_text(tokenizer: Any, config: LearnConfig) -> Tensor:
     ids = begun(torch.cat(parts), prefix_of(tokenizer), config.length)
     if len(ids) < LEAST_ROWS * config.length:
         raise InputError(
-            f"{', '.join(config.text)}: {len(ids):,} tokens are too few to learn from; {LEAST_ROWS} sequences of "
-            f"{config.length:,} are the least. Name more text, or set a smaller length"
+            f"{', '.join(config.text)}: {len(ids):,} tokens are too few to learn from; {LEAST_ROWS} sequences "
+            f"of {config.length:,} are the least. Name more text, or set a smaller length"
         )
     return token_rows(ids, config.length)
 

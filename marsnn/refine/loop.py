@@ -55,7 +55,7 @@ class Rows(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = self.rows[index].long()
-        return {"input_ids": row, "labels": row}
+        return {"input_ids": row, "labels": row, "index": torch.tensor(index)}
 
 
 # ---- settings -------------------------------------------------------------------------------------------
@@ -71,11 +71,14 @@ def quiet_arguments(
     save_every: int,
     seed: int,
     tensorboard: bool = False,
+    together: int | None = None,
+    clip: float = 1.0,
+    bf16: bool | None = None,
 ) -> TrainingArguments:
     """Arguments of a Trainer that tells no hub, draws nothing, and saves what it needs to go on.
 
     float32 on a CPU; on a GPU bfloat16 where it has that, beside float32 weights. AdamW (0.9, 0.95), which
-    decays matrices only; the gradient's norm is clipped at 1.
+    decays matrices only; the gradient's norm is clipped.
 
     Args:
         folder: for checkpoints, of which two are kept.
@@ -83,6 +86,9 @@ def quiet_arguments(
         warmup: updates until the peak rate; a cosine follows.
         save_every: updates between checkpoints; the last update always has one.
         tensorboard: write losses to `folder`/runs.
+        together: sequences at most that a process runs at once; None for all of its share.
+        clip: largest norm of the gradient.
+        bf16: products in bfloat16; None where there is a GPU that has it.
 
     Raises:
         InputError: a batch that processes can't share, more processes than GPUs, no tensorboard.
@@ -90,10 +96,13 @@ def quiet_arguments(
     if tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise InputError("tensorboard is not installed: run  pip install tensorboard")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    share = _share(batch, gpus)
+    at_once = max(size for size in range(1, min(share, together or share) + 1) if share % size == 0)
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=updates,
-        per_device_train_batch_size=_share(batch, gpus),
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=share // at_once,
         dataloader_drop_last=True,
         dataloader_pin_memory=gpus > 0,
         learning_rate=learning_rate,
@@ -101,18 +110,19 @@ def quiet_arguments(
         optim="adamw_torch",
         adam_beta2=0.95,
         weight_decay=weight_decay,
-        max_grad_norm=1.0,
+        max_grad_norm=clip,
         seed=seed,
         use_cpu=gpus == 0,
         ddp_backend="gloo" if not gpus and _processes() > 1 else None,
         ddp_find_unused_parameters=False,
-        bf16=gpus > 0 and torch.cuda.is_bf16_supported(),
+        bf16=gpus > 0 and torch.cuda.is_bf16_supported() if bf16 is None else bf16,
         save_steps=save_every,
         save_total_limit=2,
         logging_steps=1,  # a NaN is seen before it is saved
         logging_nan_inf_filter=False,
         report_to="tensorboard" if tensorboard else "none",
         push_to_hub=False,
+        remove_unused_columns=False,
         disable_tqdm=True,
     )
 
@@ -150,8 +160,9 @@ class Loop(Trainer):
     """A Trainer with our schedule and callbacks; override `compute_loss` to teach something else."""
 
     def __init__(self, *args: Any, progress: bool = False, **kwargs: Any) -> None:
+        own = [StopOnNaN(), Seal(), Tell(progress), *(kwargs.pop("callbacks", None) or ())]
         with quietly():
-            super().__init__(*args, callbacks=[StopOnNaN(), Seal(), Tell(progress)], **kwargs)
+            super().__init__(*args, callbacks=own, **kwargs)
         self.remove_callback(PrinterCallback)
         self.began_at = 0  # the update that this run went on from
 
@@ -203,21 +214,30 @@ def _while_writing(error: Exception) -> bool:
 
 
 class StopOnNaN(TrainerCallback):
-    """Raises DivergedError in the update whose loss or gradient is no number, before it can be saved."""
+    """Raises DivergedError in the update whose loss or gradient is no number, before it can do any harm."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        fine = torch.isfinite(norm.full_tensor() if hasattr(norm, "full_tensor") else norm).float()
+        if args.world_size > 1:  # whoever stops, all do
+            torch.distributed.all_reduce(fine, torch.distributed.ReduceOp.MIN)
+        if not bool(fine):
+            self._stop("gradient", args, state.global_step + 1)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
-        for name, said in (("loss", "loss"), ("grad_norm", "gradient")):
-            value = (logs or {}).get(name)
-            if value is None or math.isfinite(value):
-                continue
-            last = last_whole_checkpoint(args.output_dir)
-            kept = "nothing was saved before" if last is None else f"{last} is the last good checkpoint"
-            raise DivergedError(
-                f"the {said} became NaN or infinite in update {state.global_step}; {kept}. Try a "
-                f"learning_rate below {args.learning_rate:g}, in another folder"
-            )
+        if not math.isfinite((logs or {}).get("loss", 0.0)):
+            self._stop("loss", args, state.global_step)
+
+    def _stop(self, said: str, args: Any, update: int) -> None:
+        last = last_whole_checkpoint(args.output_dir)
+        kept = "nothing was saved before" if last is None else f"{last} is the last good checkpoint"
+        raise DivergedError(
+            f"the {said} became NaN or infinite in update {update}; {kept}. Try a learning_rate below "
+            f"{args.learning_rate:g}, in another folder"
+        )
 
 
 class Tell(TrainerCallback):

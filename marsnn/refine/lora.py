@@ -1,7 +1,8 @@
 """LoRA on a student's projections: low-rank updates beside frozen weights, by `peft`, and their end.
 
-The adapters stand inside of the model, which stays a `MarForCausalLM`: checkpoints hold adapters and weights, and
-thresholds, state space parameters and norms go on learning as they are. Source: Hu et al. 2021, arXiv 2106.09685.
+The adapters stand inside of the model, which stays a `MarForCausalLM`: checkpoints hold adapters and
+weights, and thresholds, state space parameters and norms go on learning as they are. Source: Hu et al.
+2021, arXiv 2106.09685.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def add_lora(
-    model: MarForCausalLM, rank: int = 8, alpha: float | None = None, targets: tuple[str, ...] = PROJECTIONS
+    model: MarForCausalLM, rank: int = 8, alpha: int | None = None, targets: tuple[str, ...] = PROJECTIONS
 ) -> None:
     """Freeze the projections and put updates of that rank beside them, in place.
 
@@ -27,7 +28,8 @@ def add_lora(
         rank: of the updates.   alpha: their scale is alpha / rank; None for 2 rank.
         targets: names of projections.
 
-    Embeddings and head are frozen, too; all that is no matrix, and the state space layers' own parameters, learn.
+    Embeddings and head are frozen, too; all that is no matrix, and the state space layers' own parameters,
+    learn.
 
     Raises:
         MissingDependencyError: peft isn't installed.   InputError: no such projection, masks beside LoRA.
@@ -39,9 +41,13 @@ def add_lora(
 
     strange = sorted(set(targets) - set(PROJECTIONS))
     if strange or not targets:
-        raise InputError(f"LoRA stands at {', '.join(PROJECTIONS)}; there is no {' '.join(strange) or 'target'}")
+        raise InputError(
+            f"LoRA stands at {', '.join(PROJECTIONS)}; there is no {' '.join(strange) or 'target'}"
+        )
     if model.config.sparsity is not None and model.config.sparsity["mode"] == "mask":
-        raise InputError("a mask chooses among weights, which LoRA leaves frozen; use threshold or topk sparsity")
+        raise InputError(
+            "a mask chooses among weights, which LoRA leaves frozen; use threshold or topk sparsity"
+        )
     learned = {name for name, each in model.named_parameters() if each.requires_grad}
     config = LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=list(targets))
     inject_adapter_in_model(config, model)

@@ -1,7 +1,7 @@
-"""Sparsity that is chosen anew while a student learns: masks by |W| E|x|, thresholds by what activations are now.
+"""Sparsity chosen anew while a student learns: masks by |W| E|x|, thresholds by what activations are now.
 
-Everything is seen within one update, so that nothing but the masks and levels themselves, which a checkpoint holds,
-is carried from one update to another.
+Everything is seen within one update, so that nothing but the masks and levels themselves, which a
+checkpoint holds, is carried from one update to another.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class Refresh:
         self.parts: list[MaskedLinear | Sparsifier] = []
         for layer in layers_of(model):
             for part in (layer.mlp.down_proj, layer.mlp.sparsifier):
-                if isinstance(part, MaskedLinear) or (isinstance(part, Sparsifier) and part.mode == "threshold"):
+                if isinstance(part, MaskedLinear) or (
+                    isinstance(part, Sparsifier) and part.mode == "threshold"
+                ):
                     self.parts.append(part)
         self.seen: dict[nn.Module, list[Tensor]] = {part: [] for part in self.parts}
         self.hooks = [part.register_forward_pre_hook(self._look) for part in self.parts]

@@ -5,12 +5,12 @@
     features    L2 = || PreNorm(h_t) - PreNorm(h_s) ||_2                    h where spikes are inserted
     loss        L1 + feature_weight L2, each averaged over the tokens that count, L2 over layers, too
 
-PreNorm is the layers' own norm without its weights: h / sqrt(mean h^2). Source: MAR, arXiv 2601.21503, section
-on SBDS, which writes PreNorm without defining it; alpha = 0.2 and beta = 0.7 are its best pair.
+PreNorm is the layers' own norm without its weights: h / sqrt(mean h^2). Source: MAR, arXiv 2601.21503,
+section on SBDS, which writes PreNorm without defining it; alpha = 0.2 and beta = 0.7 are its best pair.
 
-The vocabulary is walked through in chunks of tokens: beside the logits that come in, and the gradient that goes
-out, nothing of their size is ever held. `sbds_head_loss` takes last hidden states and the heads' weights, and
-makes the logits chunk by chunk, too.
+The vocabulary is walked through in chunks of tokens: beside the logits that come in, and the gradient that
+goes out, nothing of their size is ever held. `sbds_head_loss` takes last hidden states and the heads'
+weights, and makes the logits chunk by chunk, too.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def sbds_loss(
         mask: [*], true for tokens that count; None for all of them. Padding and prompts don't.
 
     Returns:
-        The loss and its two parts. Where student and teacher are equal, all are 0 and so is the gradient; where
-        no token counts, too.
+        The loss and its two parts. Where student and teacher are equal, all are 0 and so is the gradient;
+        where no token counts, too.
 
     Raises:
         ShapeError: shapes that don't belong together.   InputError: a negative or infinite weight.
@@ -120,8 +120,8 @@ def sbds_head_loss(
     ):
         raise ShapeError(
             f"teacher's hidden states {list(teacher_hidden.shape)} and head {list(teacher_head.shape)} don't "
-            f"belong with the student's {list(student_hidden.shape)} and {list(student_head.shape)}: the same "
-            "tokens, the same vocabulary, each head as wide as its states"
+            f"belong with the student's {list(student_hidden.shape)} and {list(student_head.shape)}: the "
+            "same tokens, the same vocabulary, each head as wide as its states"
         )
     weights = _weights(mask, student_hidden)
     logits = _HeadLoss.apply(
@@ -188,7 +188,7 @@ class _LogitLoss(torch.autograd.Function):
         ctx.save_for_backward(teacher, student, weights)
         ctx.alpha, ctx.beta = alpha, beta
         total = weights.new_zeros(())
-        for part in _chunks(*student.shape, student.device):
+        for part in _chunks(student.shape[0], student.shape[1], student.device):
             found, _ = _divergence(_exact(teacher[part]), _exact(student[part]), alpha, beta, False)
             total += _counted(found, weights[part])
         return total
@@ -197,7 +197,7 @@ class _LogitLoss(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         teacher, student, weights = ctx.saved_tensors
         gradient = torch.empty_like(student)
-        for part in _chunks(*student.shape, student.device):
+        for part in _chunks(student.shape[0], student.shape[1], student.device):
             _, own = _divergence(_exact(teacher[part]), _exact(student[part]), ctx.alpha, ctx.beta, True)
             assert own is not None
             gradient[part] = _weighted(own, weights[part] * slope)
@@ -311,4 +311,3 @@ def _listed(features: Sequence[Tensor] | Tensor | None) -> Sequence[Tensor]:
     if features is None:
         return ()
     return (features,) if isinstance(features, Tensor) else features
-

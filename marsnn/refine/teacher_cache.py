@@ -1,7 +1,7 @@
 """What a teacher said, kept on disk: its last hidden states, from which its head makes the logits again.
 
-A token takes 2 D or 4 D bytes where its logits would take 4 V, and logits are those of the teacher to the bit.
-Features are not kept: a student that is compared inside needs its teacher beside it.
+A token takes 2 D or 4 D bytes where its logits would take 4 V, and logits are those of the teacher to the
+bit. Features are not kept: a student that is compared inside needs its teacher beside it.
 
     FOLDER/hidden.bin          [rows, L, D], in the teacher's dtype
     FOLDER/head.safetensors    [V, D]
@@ -125,8 +125,8 @@ class TeacherCache:
         length = inputs["input_ids"].shape[1]
         if index is None or length != self.length or int(index.max()) >= self.rows:
             raise InputError(
-                f"{self.folder}: keeps {self.rows:,} rows of {self.length} tokens; give the dataset that it was "
-                'made from, whose rows have an "index"'
+                f"{self.folder}: keeps {self.rows:,} rows of {self.length} tokens; give the dataset that it "
+                'was made from, whose rows have an "index"'
             )
         found = self._hidden[index.cpu().numpy()]
         return torch.from_numpy(found).view(self.dtype).to(device)

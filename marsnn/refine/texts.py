@@ -1,6 +1,7 @@
 """Text that is there without any download: what to calibrate and to learn on, and what to be measured on.
 
     docstrings   of installed packages, read in place: to learn on
+    sources      the code of those packages: to learn on, where docstrings are too few, or code is wanted
     library      docstrings of Python's standard library: of that kind, from other hands, held out
     topics       the language reference in Python's `pydoc_data`: English, held out
     stdlib       source code of a few modules of the standard library: another domain, held out
@@ -16,7 +17,7 @@ import ast
 import importlib.util
 import random
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from marsnn.errors import FileError, InputError
@@ -25,7 +26,7 @@ PACKAGES = (
     "numpy", "torch", "transformers", "matplotlib", "sklearn", "scipy", "networkx", "sympy", "rich", "typer",
 )  # fmt: skip
 STDLIB = ("argparse", "difflib", "heapq", "random", "statistics", "textwrap", "zipfile")
-NAMES = ("docstrings", "library", "topics", "stdlib")
+NAMES = ("docstrings", "sources", "library", "topics", "stdlib")
 NO_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data"}
 """Folders of the standard library without its own docstrings: others' packages, tests, data."""
 
@@ -40,15 +41,17 @@ def read_text(source: str, most: int | None = None) -> str:
 
     Args:
         source: which.
-        most: characters that are enough; docstrings, which have to be looked for, end there.
+        most: characters that are enough; what has to be looked for in packages ends there.
 
     Raises:
         InputError: no such text.   FileError: the file can't be read, or isn't text.
     """
     if source == "docstrings":
-        return _docstrings(_packages(), most)
+        return _gathered(_packages(), _long_docstrings, most)
+    if source == "sources":
+        return _gathered(_packages(), _code, most)
     if source == "library":
-        return _docstrings(_library(), most)
+        return _gathered(_library(), _long_docstrings, most)
     if source == "topics":
         from pydoc_data.topics import topics
 
@@ -100,18 +103,26 @@ def _library() -> list[Path]:
     return paths
 
 
-def _docstrings(paths: Iterable[Path], most: int | None) -> str:
-    """Of these modules, each once."""
+def _gathered(paths: Iterable[Path], read: Callable[[Path], list[str]], most: int | None) -> str:
+    """What is read in these modules, each text once."""
     texts: dict[str, None] = {}
     size = 0
     for path in paths:
-        for text in _long_docstrings(path):
+        for text in read(path):
             if text not in texts:
                 texts[text] = None
                 size += len(text) + 2
         if most is not None and size >= most:
             break
     return "\n\n".join(texts)
+
+
+def _code(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return []
+    return [text] if len(text) >= LEAST else []
 
 
 def _long_docstrings(path: Path) -> list[str]:

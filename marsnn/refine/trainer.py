@@ -5,7 +5,8 @@
     now and then    masks or thresholds of sparse feed-forward nets are chosen anew
 
 Source: MAR, arXiv 2601.21503, the section on SBDS and the training pipeline. Everything that a run depends on
-follows from the number of the update, so a run that goes on from a checkpoint is the run that was never stopped.
+follows from the number of the update, so a run that goes on from a checkpoint is the run that was never
+stopped.
 """
 
 from __future__ import annotations
@@ -103,15 +104,15 @@ class MarTrainer(Loop):
         teacher: the dense model, or what it said, kept by `TeacherCache`.
         args: transformers' TrainingArguments.
         sbds: see `SbdsConfig`.
-        rest: of Trainer; `progress=True` tells how far it is. Rows of a dataset hold input_ids, and where tokens don't count attention_mask (0 for
-            padding) or labels (-100 for prompts).
+        rest: of Trainer; `progress=True` tells how far it is. Rows of a dataset hold input_ids, and where
+            tokens don't count attention_mask (0 for padding) or labels (-100 for prompts).
 
-    Logs the loss and its two parts, loss_logits and loss_features. Loss and gradients are means over the tokens
-    that count in an update, however it is cut into batches and processes.
+    Logs the loss and its two parts, loss_logits and loss_features. Loss and gradients are means over the
+    tokens that count in an update, however it is cut into batches and processes.
 
     Raises:
-        InputError: vocabularies that differ, a model without spikes of which spikes are to be trained, features
-            of a teacher that is only remembered.
+        InputError: vocabularies that differ, a model without spikes of which spikes are to be trained,
+            features of a teacher that is only remembered.
         DivergedError: while training, a loss or gradient that is NaN or infinite; checkpoints hold none.
 
     Example:
@@ -130,11 +131,11 @@ class MarTrainer(Loop):
         self.sbds = sbds or SbdsConfig()
         if not isinstance(model, MarForCausalLM):
             raise InputError(
-                f"a student is a MarForCausalLM, from marsnn.refine.convert or refine; got {type(model).__name__}"
+                "a student is a MarForCausalLM, which marsnn.refine.convert makes; got "
+                f"{type(model).__name__}"
             )
         check_pair(teacher, model)
-        cached = isinstance(teacher, TeacherCache)
-        if cached and self.sbds.features != "none":
+        if isinstance(teacher, TeacherCache) and self.sbds.features != "none":
             raise InputError('a teacher that is only remembered has no features; set features="none"')
         self.student, self.teacher = model, teacher
         self.spiking = spiking_inputs(model)
@@ -144,10 +145,10 @@ class MarTrainer(Loop):
         self._parts: dict[str, Tensor] = {}
         super().__init__(model=model, args=args, **rest)
         self.model_accepts_loss_kwargs = True  # so that Trainer counts the tokens of an update for us
-        if not cached:
+        if not isinstance(teacher, TeacherCache):
             teacher.eval().requires_grad_(False)
             if self.place_model_on_device:
-                teacher.to(args.device)
+                teacher.to(args.device)  # type: ignore[arg-type]
         self.add_callback(_Course(self))
 
     # ---- the loss ---------------------------------------------------------------------------------------
@@ -175,7 +176,7 @@ class MarTrainer(Loop):
     def _sbds(self, model: nn.Module, inputs: Mapping[str, Any], counts: Tensor) -> SbdsLoss:
         settings = self.sbds
         seen = {name: inputs[name] for name in ("input_ids", "attention_mask") if name in inputs}
-        weights = {
+        weights: dict[str, Any] = {
             "alpha": settings.alpha, "beta": settings.beta, "feature_weight": settings.feature_weight,
             "mask": counts,
         }  # fmt: skip
@@ -291,8 +292,8 @@ def check_pair(teacher: PreTrainedModel | TeacherCache, student: PreTrainedModel
     own = student.config.vocab_size
     if theirs != own:
         raise InputError(
-            f"the teacher tells {theirs:,} tokens apart, the student {own:,}: distillation needs one vocabulary; "
-            "refine the student from this teacher"
+            f"the teacher tells {theirs:,} tokens apart, the student {own:,}: distillation needs one "
+            "vocabulary; refine the student from this teacher"
         )
 
 

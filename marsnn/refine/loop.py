@@ -201,16 +201,25 @@ class Loop(Trainer):
         except (OSError, RuntimeError, SafetensorError) as error:
             if not _while_writing(error):
                 raise
-            reason = (getattr(error, "strerror", None) or str(error)).strip().splitlines()[0].lower()
             raise FileError(
-                f"{self.args.output_dir}: can't write a checkpoint: {reason}; make room, and the same again "
-                "goes on from the last whole one"
+                f"{self.args.output_dir}: can't write a checkpoint: {_reason(error)}; make room, and the "
+                "same again goes on from the last whole one"
             ) from error
         return [entry["loss"] for entry in self.state.log_history if "loss" in entry]
 
 
+TORN = "inline_container"
+"""What torch.save names when a file takes less than it was given, as on a full disk."""
+
+
 def _while_writing(error: Exception) -> bool:
-    return isinstance(error, OSError | SafetensorError) or "inline_container" in str(error)  # torch.save's
+    return isinstance(error, OSError | SafetensorError) or TORN in str(error)
+
+
+def _reason(error: Exception) -> str:
+    if TORN in str(error):
+        return "a file could not be written whole"
+    return (getattr(error, "strerror", None) or str(error)).strip().splitlines()[0].lower()
 
 
 class StopOnNaN(TrainerCallback):

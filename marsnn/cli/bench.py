@@ -158,6 +158,54 @@ def generation(
     )
 
 
+@bench.command(
+    epilog="Example:  marsnn bench distillation --teacher teacher --work ablations --save "
+    "benchmarks/distillation.json"
+)
+def distillation(
+    teacher: Annotated[Path, typer.Option(help="folder of a model, say of marsnn pretrain")],
+    work: Annotated[Path, typer.Option(help="folder for what all arms begin with, and for finished cells")],
+    table: Annotated[
+        list[str] | None,
+        typer.Option(help="ladder, weights, features, code, sites or turns, may be repeated; without: all"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="trainings of each arm after tuning", min=1)] = 3,
+    updates: Annotated[int, typer.Option(help="of a training; tuning takes half as many", min=2)] = 60,
+    batch: Annotated[int, typer.Option(help="sequences an update", min=1)] = 4,
+    length: Annotated[int, typer.Option(help="tokens of a sequence", min=8)] = 256,
+    tokens: Annotated[int, typer.Option(help="of each text that is measured on", min=64)] = 4096,
+    workers: Annotated[int, typer.Option(help="processes at a time, one thread each", min=1)] = 2,
+    save: Save = None,
+    seed: Annotated[int, typer.Option(help="accepted for uniformity: seeds are 0, 1, 2, ...")] = 0,
+    as_json: Json = False,
+) -> None:
+    """The ablations of the paper in form, on a small teacher; an interrupted run goes on."""
+    from marsnn.bench import distillation as benchmark
+
+    config = benchmark.DistillationConfig(
+        tuple(table or benchmark.TABLES), seeds, updates, batch, length, tokens=tokens, workers=workers
+    )
+    _measure(lambda: benchmark.run(teacher, work, config), benchmark.markdown, save, as_json)
+
+
+@bench.command(epilog="Example:  marsnn bench step --save benchmarks/step.json")
+def step(
+    model: Annotated[
+        str | None, typer.Option(help="folder of a model; without it random weights of a small one")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="sequences an update", min=1)] = 4,
+    length: Annotated[int, typer.Option(help="tokens of a sequence", min=8)] = 256,
+    rounds: Annotated[int, typer.Option(help="how often all run, one after the other", min=1)] = 10,
+    save: Save = None,
+    seed: Annotated[int, typer.Option(help="accepted for uniformity: tokens are fixed")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Seconds of an update by SBDS, beside a plain distillation of the same student."""
+    from marsnn.bench import step as benchmark
+
+    _measure(lambda: benchmark.run(model, batch, length, rounds=rounds), benchmark.markdown, save, as_json)
+
+
 def _measure(
     run: Callable[[], dict[str, Any]], text: Callable[[dict[str, Any]], str], save: Path | None, as_json: bool
 ) -> dict[str, Any]:

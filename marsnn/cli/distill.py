@@ -34,7 +34,7 @@ def pretrain(
     ffn: Annotated[int, typer.Option(help="features inside a feed-forward net")] = 512,
     length: Annotated[int, typer.Option(help="tokens of a training sequence")] = 256,
     context: Annotated[int, typer.Option(help="tokens that the model's configuration allows")] = 2048,
-    updates: Annotated[int, typer.Option(help="steps of AdamW")] = 1800,
+    updates: Annotated[int, typer.Option(help="steps of AdamW")] = 4000,
     batch: Annotated[int, typer.Option(help="sequences of an update, in all processes together")] = 4,
     learning_rate: Annotated[float, typer.Option(help="peak rate of AdamW; a cosine follows")] = 6e-3,
     warmup: Annotated[int, typer.Option(help="updates until the peak")] = 100,

@@ -183,6 +183,9 @@ def evaluate(
     context: Context = 1024,
     tasks: Tasks = 16,
     contexts: Contexts = "256,1024,4096,8192",
+    positions: Annotated[
+        str, typer.Option(help="windows in which quality is told by position, by commas, such as 8192")
+    ] = "",
     speed: Annotated[
         bool, typer.Option("--speed", help="measure decode and prefill too, with dynamic int8")
     ] = False,
@@ -208,7 +211,7 @@ def evaluate(
     wanted = numbers("--contexts", contexts)
     config = EvaluationConfig(
         **({"texts": tuple(text)} if text else {}), tokens=tokens, context=context, tasks=tasks,
-        contexts=wanted, seed=seed,
+        contexts=wanted, positions=numbers("--positions", positions) if positions else (), seed=seed,
     )  # fmt: skip
     if out:
         probe(out / "report.json")

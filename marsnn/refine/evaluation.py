@@ -5,6 +5,7 @@
     layers     how far each layer's output is from the teacher's, of its mean square
     rates      spikes per neuron and step, by layer and site
     energy     estimated from counted operations, at 45 nm in fp32 and int8, by context
+    positions  bits per byte by how much was read before, in windows of lengths that were asked for
     speed      of `marsnn bench generation`, where it was asked for
 
 Quality is measured at the context that the row names.
@@ -30,6 +31,7 @@ from marsnn.refine.calibration import firing_rates
 from marsnn.refine.config import config_from
 from marsnn.refine.loading import encoded, prefix_of
 from marsnn.refine.model import MarForCausalLM
+from marsnn.refine.positions import by_position
 from marsnn.refine.quality import tasks
 from marsnn.refine.shapes import priced
 from marsnn.refine.stages import View
@@ -53,12 +55,15 @@ class EvaluationConfig:
     contexts: tuple[int, ...] = field(
         default=(256, 1024, 4096, 8192), metadata={"help": "for energy, as far as the model goes"}
     )
+    positions: tuple[int, ...] = field(
+        default=(), metadata={"help": "lengths of windows in which quality is told by position"}
+    )
     seed: int = field(default=0, metadata={"help": "of what is drawn"})
 
     def __post_init__(self) -> None:
         for name in ("tokens", "context"):
             count(name, getattr(self, name))
-        for context in self.contexts:
+        for context in (*self.contexts, *self.positions):
             count("a context", context)
         if not self.texts:
             raise InputError("texts is empty; name library, topics, stdlib, or a file")
@@ -127,6 +132,7 @@ def evaluate(
                     "plan": plan_of(model),
                     **rows[name].summary(config.context, compared=teacher not in (None, name)),
                     **_tasks(model, tokenizer, config),
+                    **_positions(model, tokenizer, config),
                     "energy": energy_rows(model, rows[name].mean_rates(), config.contexts)
                     if views[name].mixing
                     else {},
@@ -202,6 +208,13 @@ def _tasks(model: PreTrainedModel, tokenizer: Any, config: EvaluationConfig) -> 
     if not config.tasks:
         return {}
     return tasks(model, tokenizer, config.texts[0], config.tasks, config.context, config.seed)
+
+
+def _positions(model: PreTrainedModel, tokenizer: Any, config: EvaluationConfig) -> dict[str, Any]:
+    if not config.positions:
+        return {}
+    found = {str(each): by_position(model, tokenizer, config.texts[0], each) for each in config.positions}
+    return {"positions": found}
 
 
 # ---- one window of one model ----------------------------------------------------------------------------

@@ -163,8 +163,9 @@ def rows_of_text(tokenizer: Any, config: LearnConfig) -> Tensor:
     ids = begun(torch.cat(parts), prefix_of(tokenizer), config.length)
     if len(ids) < LEAST_ROWS * config.length:
         raise InputError(
-            f"{', '.join(config.text)}: {len(ids):,} tokens are too few to learn from; {LEAST_ROWS} sequences "
-            f"of {config.length:,} are the least. Name more text, or set a smaller length"
+            f"{', '.join(config.text)}: {len(ids):,} tokens are too few to learn from; "
+            f"{LEAST_ROWS} sequences of {config.length:,} are the least. Name more text, or set a smaller "
+            "length"
         )
     return token_rows(ids, config.length)
 

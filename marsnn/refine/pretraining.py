@@ -31,6 +31,7 @@ from marsnn.refine.evaluation import EvaluationConfig, check_texts, evaluate
 from marsnn.refine.loading import load_model, load_tokenizer, quietly
 from marsnn.refine.loop import Loop, Rows, quiet_arguments, token_rows, wait_for_all
 from marsnn.refine.texts import NAMES, read_text
+from marsnn.refine.transfer import convert
 
 DONE = "pretraining.json"
 """Written last: whoever finds it finds a whole model."""
@@ -64,7 +65,7 @@ class PretrainConfig:
     ffn: int = field(default=512, metadata={"help": "features inside a feed-forward net"})
     length: int = field(default=256, metadata={"help": "tokens of a training sequence"})
     context: int = field(default=2048, metadata={"help": "tokens that the model's configuration allows"})
-    updates: int = field(default=1800, metadata={"help": "steps of AdamW"})
+    updates: int = field(default=4000, metadata={"help": "steps of AdamW"})
     batch: int = field(default=4, metadata={"help": "sequences of an update, in all processes together"})
     learning_rate: float = field(default=6e-3, metadata={"help": "peak rate of AdamW; a cosine follows"})
     warmup: int = field(default=100, metadata={"help": "updates until the peak"})
@@ -154,12 +155,14 @@ def pretrain(config: PretrainConfig, out: Path, progress: bool = False) -> Llama
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(llama_config(config))
     parameters = sum(each.numel() for each in model.parameters())
+    trained = convert(model, [])  # the same net under our classes, whose products go to the faster library
     loop = Loop(
-        model=model, args=arguments, train_dataset=Rows(token_rows(ids, config.length)), progress=progress
+        model=trained, args=arguments, train_dataset=Rows(token_rows(ids, config.length)), progress=progress
     )
     say(f"training {parameters:,} parameters on {_seen(config):,} tokens", progress)
     losses = loop.go_on()
     seconds = time.perf_counter() - started
+    model.load_state_dict(trained.state_dict())
     model.eval()
     if first:
         tokenizer = load_tokenizer(work / "tokenizer")
@@ -173,7 +176,7 @@ def pretrain(config: PretrainConfig, out: Path, progress: bool = False) -> Llama
             "loss": _curve(losses, 10)[-1],
             "curve": _curve(losses, 50),
             "bits_per_byte": _bits_per_byte(model, tokenizer, config),
-            "device": str(model.device),
+            "device": str(trained.device),
             "processes": arguments.world_size,
             "threads": torch.get_num_threads(),
             "seconds": seconds,

@@ -4,6 +4,7 @@
     needle     a number is told amid a text: share of its tokens that are predicted when it is asked for
     topic      which of four titles fits a section of Python's language reference
     continue   greedy continuations against the text itself: BLEU, ROUGE-L
+    cloze      which of four words of the text stands next; of the ablations, not of `tasks`
 
 None of them is a public benchmark, and none is called by the name of one.
 """
@@ -110,6 +111,40 @@ def topic(model: PreTrainedModel, tokenizer: Any, number: int, seed: int) -> dic
         if scores[0] == max(scores):
             right += 1 / scores.count(scores[0])  # a tie is a guess
     return {"accuracy": right / min(number, len(titles)), "chance": 0.25}
+
+
+def cloze(
+    model: PreTrainedModel, tokenizer: Any, words: Sequence[str], number: int, seed: int, before: int = 64
+) -> dict[str, float]:
+    """Share of places in a text at which its own next word is the likeliest of four, by its tokens' mean.
+
+    The three others are words of the same text, drawn; words have four letters at least.
+
+    Args:
+        words: of the text.   number: of places.   before: words that are given.
+    """
+    draw = random.Random(seed)
+    places = [i for i in range(before, len(words)) if words[i].isalpha() and len(words[i]) >= 4]
+    if len(places) < 4:
+        return {}
+    known = sorted({words[i] for i in places})
+    prefix = prefix_of(tokenizer)
+    right = 0.0
+    chosen = draw.sample(places, min(number, len(places)))
+    for place in chosen:
+        others = [word for word in draw.sample(known, min(4, len(known))) if word != words[place]][:3]
+        own = _ids(tokenizer, " ".join(words[place - before : place]))
+        ends = [_ids(tokenizer, f" {word}") for word in (words[place], *others)]
+        length = max(map(len, ends))
+        rows = torch.stack([F.pad(torch.cat([prefix, own, end]), (0, length - len(end))) for end in ends])
+        logits = model(rows.to(model.device), use_cache=False, logits_to_keep=length + 1).logits
+        logs = logits[:, :-1].float().log_softmax(-1).cpu()
+        scores = [
+            row[: len(end)].gather(1, end[:, None]).mean().item() for row, end in zip(logs, ends, strict=True)
+        ]
+        if scores[0] == max(scores):
+            right += 1 / scores.count(scores[0])
+    return {"accuracy": right / len(chosen), "chance": 0.25}
 
 
 def continued(

@@ -30,6 +30,8 @@ def report_text(evaluation: Evaluation) -> str:
     blocks = [_quality(rows, settings, width)]
     if any("copy" in row for row in rows.values()):
         blocks.append(_tasks(rows, width))
+    if any("positions" in row for row in rows.values()):
+        blocks.append(_positions(rows, settings, width))
     blocks.append(_energy(rows, width))
     if any(row.get("speed") for row in rows.values()):
         blocks.append(_speed(rows, width))
@@ -90,6 +92,24 @@ def _tasks(rows: dict[str, Any], width: int) -> str:
             f"{_number(made.get('bleu')):>8}{_number(made.get('rouge_l')):>9}"
         )
     return "\n".join(lines)
+
+
+def _positions(rows: dict[str, Any], settings: dict[str, Any], width: int) -> str:
+    first = settings["texts"][0]
+    blocks = []
+    for length in settings["positions"]:
+        named = {name: row["positions"][str(length)] for name, row in rows.items() if "positions" in row}
+        ends = list(next(iter(named.values())))
+        told = "".join(f"{f'to {int(end):,}':>11}" for end in ends)
+        lines = [
+            f"bits per byte of {first} by position in a window of {length:,} tokens",
+            "".ljust(width) + told,
+        ]
+        lines += [
+            name.ljust(width) + "".join(f"{each[end]:11.4f}" for end in ends) for name, each in named.items()
+        ]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
 
 
 def _energy(rows: dict[str, Any], width: int) -> str:

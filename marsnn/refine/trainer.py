@@ -191,7 +191,7 @@ class MarTrainer(Loop):
                 head = self.teacher.get_output_embeddings().weight
             ours = stack.enter_context(observed(self.student, self.places, settings.features))
             sharded = self.is_fsdp_enabled
-            last = stack.enter_context(_last_hidden(self.student))
+            last = stack.enter_context(last_hidden(self.student))
             # a model in processes must be called as a whole, or its gradients aren't gathered
             outputs = model(**seen, use_cache=False, logits_to_keep=0 if sharded else 1)
             pairs = [(theirs[key], own) for key, own in ours.items()]
@@ -342,7 +342,7 @@ def counting(inputs: Mapping[str, Any]) -> Tensor:
 
 
 @contextmanager
-def _last_hidden(model: MarForCausalLM) -> Iterator[list[Tensor]]:
+def last_hidden(model: MarForCausalLM) -> Iterator[list[Tensor]]:
     """Within the block: what the stack gave last, behind its norm."""
     found: list[Tensor] = []
     hook = model.model.register_forward_hook(lambda _, args, out: found.append(out.last_hidden_state))

@@ -16,6 +16,7 @@ ablation tables.
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -29,7 +30,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from marsnn.checks import count
-from marsnn.errors import InputError, MarsnnError
+from marsnn.errors import DivergedError, InputError, MarsnnError
 from marsnn.files import PathLike
 from marsnn.intervals import Interval, interval, paired
 from marsnn.journal import Journal
@@ -90,7 +91,7 @@ def _tables() -> dict[str, dict[str, Arm]]:
 
 TABLES: dict[str, dict[str, Arm]] = _tables()
 
-RATES = (1e-3, 3e-3)
+RATES = (1e-3, 3e-3, 1e-2)
 """Peak learning rates that every arm chooses among."""
 
 SECOND: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -106,7 +107,7 @@ class DistillationConfig:
 
     tables: Sequence[str] = field(default=tuple(TABLES), metadata={"help": "which ablations"})
     seeds: int = field(default=3, metadata={"help": "trainings of each arm after tuning"})
-    updates: int = field(default=60, metadata={"help": "of a training; tuning takes half as many"})
+    updates: int = field(default=100, metadata={"help": "of a training; tuning takes a third as many"})
     batch: int = field(default=4, metadata={"help": "sequences an update"})
     length: int = field(default=256, metadata={"help": "tokens of a sequence"})
     budget: str = field(default="half", metadata={"help": "attentions that are state space layers"})
@@ -166,7 +167,7 @@ def run(teacher: PathLike, work: PathLike, config: DistillationConfig | None = N
             for key, arm in arms.items()
         }
         finish([cell for each in candidates.values() for cell in each], "tuning")
-        chosen = {key: min(each, key=lambda cell: journal[cell]["nats"]) for key, each in candidates.items()}
+        chosen = {key: min(each, key=lambda cell: _nats(journal[cell])) for key, each in candidates.items()}
         reported = {
             key: [{**cell, "seed": seed} for seed in range(config.seeds)] for key, cell in chosen.items()
         }
@@ -231,7 +232,7 @@ def _cell(job: Work) -> dict[str, Any]:
     teacher, student = load_refined(Path(source)), load_refined(Path(start))
     assert isinstance(student, MarForCausalLM)
     tokenizer = load_tokenizer(source)
-    updates = max(1, config.updates // 2) if tuning else config.updates
+    updates = max(1, config.updates // 3) if tuning else config.updates
     settings = {"steps": arm["steps"]}
     if arm["tau"] is not None:
         settings["tau"] = arm["tau"]
@@ -254,6 +255,10 @@ def _cell(job: Work) -> dict[str, Any]:
                 train_dataset=Rows(data.learnt),
             )  # fmt: skip
             trainer.train()
+    except DivergedError:
+        if not tuning:
+            raise
+        return {"nats": None, "seconds": time.perf_counter() - began}  # a setting that nobody chooses
     finally:
         shutil.rmtree(work, ignore_errors=True)
     student.eval()
@@ -320,6 +325,10 @@ def _start(source: Path, out: Path, config: DistillationConfig) -> Path:
     return out
 
 
+def _nats(result: Mapping[str, Any]) -> float:
+    return math.inf if result["nats"] is None else float(result["nats"])
+
+
 def _offered(arm: Arm) -> list[dict[str, float]]:
     """The settings that an arm chooses among."""
     name, values = SECOND[arm["neuron"]]
@@ -368,7 +377,7 @@ def table(result: Mapping[str, Any], name: str) -> str:
             _shown(interval(list(own.values())), 3),
             "" if cell is reference else _shown(paired(own, theirs), 3, True),
             _shown(interval(list(by_seed(cell, second, "bits_per_byte").values())), 3),
-            _shown(interval([each / told[first]["accuracy"] for each in right]), 1, scale=100),
+            _shown(interval([each / max(told[first]["accuracy"], 1e-9) for each in right]), 1, scale=100),
             _shown(interval(list(by_seed(cell, first, "agreement").values())), 1, scale=100),
             _shown(interval([each["cloze"] for each in told_by_seed]), 1, scale=100),
             f"{sum(each['rate'] for each in told_by_seed) / len(told_by_seed):.3f}",

@@ -170,7 +170,7 @@ def distillation(
         typer.Option(help="ladder, weights, features, code, sites or turns, may be repeated; without: all"),
     ] = None,
     seeds: Annotated[int, typer.Option(help="trainings of each arm after tuning", min=1)] = 3,
-    updates: Annotated[int, typer.Option(help="of a training; tuning takes half as many", min=2)] = 60,
+    updates: Annotated[int, typer.Option(help="of a training; tuning takes a third as many", min=3)] = 100,
     batch: Annotated[int, typer.Option(help="sequences an update", min=1)] = 4,
     length: Annotated[int, typer.Option(help="tokens of a sequence", min=8)] = 256,
     tokens: Annotated[int, typer.Option(help="of each text that is measured on", min=64)] = 4096,

@@ -6,6 +6,7 @@ Blue is a positive spike and orange a negative one everywhere.
 
 from marsnn.plots.ablation import accuracy_energy
 from marsnn.plots.bands import raster
+from marsnn.plots.distillation import arm_intervals, recovery_curve
 from marsnn.plots.energy import energy_bars
 from marsnn.plots.lengths import over_length
 from marsnn.plots.membranes import traces
@@ -15,6 +16,7 @@ from marsnn.plots.speed import speed_bars, speed_scaling
 
 __all__ = [
     "accuracy_energy",
+    "arm_intervals",
     "energy_bars",
     "energy_curves",
     "firing_rates",
@@ -24,6 +26,7 @@ __all__ = [
     "quality_bars",
     "raster",
     "rate_map",
+    "recovery_curve",
     "speed_bars",
     "speed_scaling",
     "traces",

@@ -381,6 +381,22 @@ REPORT = {
     "refinement": {"plan": PLAN},
 }
 
+COURSE = [
+    {"loss": 1.0, "step": 1},
+    {"seen_tokens": 0, "topics_bits_per_byte": 1.2, "stdlib_bits_per_byte": 0.9},
+    {"seen_tokens": 1_000_000, "topics_bits_per_byte": 0.99, "stdlib_bits_per_byte": 0.63},
+]
+ARMS = {
+    "settings": {"held_out": ["library", "topics"]},
+    "teacher": {"texts": {"library": {"bits_per_byte": 2.0}}},
+    "tables": {"ladder": {"binary LIF": "a", "+ ATMN": "b"}},
+    "cells": {
+        key: {"seeds": {str(seed): {"texts": {"library": {"bits_per_byte": 2.2 + at + 0.01 * seed}}}
+                        for seed in range(3)}}
+        for at, key in enumerate("ab")
+    },
+}  # fmt: skip
+
 DRAW = {
     "accuracy_energy": lambda recording, ax: plots.accuracy_energy(ROWS, ax=ax),
     "raster": lambda recording, ax: plots.raster(recording, ax=ax),
@@ -395,6 +411,10 @@ DRAW = {
     "energy_curves": lambda recording, ax: plots.energy_curves(REPORT, ax=ax),
     "layer_curves": lambda recording, ax: plots.layer_curves(REPORT, ax=ax),
     "rate_map": lambda recording, ax: plots.rate_map({"0.ffn_in": 0.5}, ax=ax),
+    "recovery_curve": lambda recording, ax: plots.recovery_curve(
+        COURSE, {"topics": 0.9, "stdlib": 0.6}, ax=ax
+    ),
+    "arm_intervals": lambda recording, ax: plots.arm_intervals(ARMS, "ladder", ax=ax),
 }
 
 
@@ -421,6 +441,23 @@ def test_nothing_drawn_is_clipped_by_the_figure(name):
     box, page = own.get_tightbbox(), own.figure.bbox
     assert box.x0 >= 0 and box.y0 >= 0  # noqa: PT018, two sides of one box
     assert box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1  # noqa: PT018
+
+
+def test_a_recovery_is_drawn_in_percent_of_the_teacher_and_arms_by_their_seeds():
+    ax = plots.recovery_curve(COURSE, {"topics": 0.9, "stdlib": 0.6})
+    lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()[:2]}
+    assert lines["topics"] == pytest.approx([100 / 3, 10])
+    assert lines["stdlib"] == pytest.approx([50, 5])
+    ax = plots.arm_intervals(ARMS, "ladder")
+    dots = [line.get_xdata() for line in ax.get_lines() if line.get_marker() == "."]
+    assert [list(each) for each in dots] == [
+        pytest.approx([2.2, 2.21, 2.22]),
+        pytest.approx([3.2, 3.21, 3.22]),
+    ]
+    with pytest.raises(InputError, match="no looks"):
+        plots.recovery_curve(COURSE[:1], {"topics": 0.9})
+    with pytest.raises(InputError, match="no table 'code'"):
+        plots.arm_intervals(ARMS, "code")
 
 
 def test_what_is_no_recording_or_no_axes_is_refused():

@@ -8,8 +8,8 @@
     MAR + int8 weights  MAR with a byte for each weight (`int8_weights`), nothing more is learnt
     MAR + LoRA          MAR whose projections learn by LoRA alone
 
-Rows that learn see the same batches of the same text from the same teacher. In WORK each has a folder, and what
-is finished there isn't made again:
+Rows that learn see the same batches of the same text from the same teacher. In WORK each has a folder, and
+what is finished there isn't made again:
 
     WORK/models.json    the settings, and of which model
     WORK/refined        MAR with spikes before SBDS; without them it is MAR's start
@@ -23,17 +23,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel
+import torch
 
 from marsnn.bench import generation
 from marsnn.bench.models_table import markdown
 from marsnn.bench.parts import machine
 from marsnn.checks import count, positive
 from marsnn.energy import load_table
-from marsnn.errors import FileError, InputError
+from marsnn.errors import FileError, InputError, MissingDependencyError
 from marsnn.files import json_text, probe, read_json, write_text
 from marsnn.progress import say
 from marsnn.refine import MarForCausalLM, convert, int8_weights, prepare, prune
@@ -44,11 +45,14 @@ from marsnn.refine.learning import LEAST_ROWS, LearnConfig, learn
 from marsnn.refine.loading import begun, digest, encoded, load_model, load_tokenizer, prefix_of
 from marsnn.refine.loop import last_whole_checkpoint, step_of
 from marsnn.refine.modality import modality
-from marsnn.refine.prune import sizes
+from marsnn.refine.pruning import sizes
 from marsnn.refine.recipe import RefineSettings
 from marsnn.refine.shapes import TABLES, head, projections, token_counts
 from marsnn.refine.sparsity import checked_keep
 from marsnn.refine.stages import View
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = ["ModelsConfig", "as_run_nj", "markdown", "run"]
 
@@ -64,7 +68,9 @@ class ModelsConfig:
     """How the rows are made, and how they are measured."""
 
     budget: str = field(default="half", metadata={"help": "attentions that become state space layers"})
-    keep: float = field(default=0.4, metadata={"help": "mean share of activations in sparse feed-forward nets"})
+    keep: float = field(
+        default=0.4, metadata={"help": "mean share of activations in sparse feed-forward nets"}
+    )
     steps: int = field(default=4, metadata={"help": "micro-steps T of ATMN"})
     pruned: float = field(default=0.75, metadata={"help": "share of the layers' weights that pruning keeps"})
     lora: int = field(default=8, metadata={"help": "rank of LoRA"})
@@ -74,7 +80,9 @@ class ModelsConfig:
     batch: int = field(default=4, metadata={"help": "sequences an update"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak rate where all weights learn"})
     lora_learning_rate: float = field(default=1e-3, metadata={"help": "peak rate where LoRA does"})
-    features: str = field(default="pre", metadata={"help": "that SBDS compares in MAR: pre, post, both or none"})
+    features: str = field(
+        default="pre", metadata={"help": "that SBDS compares in MAR: pre, post, both or none"}
+    )
     align_updates: int = field(default=600, metadata={"help": "of each state space layer by itself, before"})
     align_length: int = field(default=1024, metadata={"help": "tokens of a sequence there"})
     align_sequences: int = field(default=60, metadata={"help": "sequences there"})
@@ -122,7 +130,12 @@ class ModelsConfig:
     def evaluation(self, limit: int) -> EvaluationConfig:
         """Of a model that has so many positions."""
         return EvaluationConfig(
-            self.texts, self.tokens, min(self.context, limit - 1), tasks=0, contexts=self.contexts, seed=self.seed
+            self.texts,
+            self.tokens,
+            min(self.context, limit - 1),
+            tasks=0,
+            contexts=self.contexts,
+            seed=self.seed,
         )
 
 
@@ -145,9 +158,12 @@ def run(
     Raises:
         FileError: no model there, a work folder of other settings, one that can't be written.
         InputError: a setting, a text or a model that can't be used.   DivergedError: while a row learns.
+        MissingDependencyError: peft, which has LoRA, isn't installed.
     """
     config = config or ModelsConfig()
     model, work = Path(model), Path(work)
+    if find_spec("peft") is None:
+        raise MissingDependencyError("peft", "hf")
     tokenizer, teacher = load_tokenizer(model), load_model(model)
     if getattr(teacher.config, "ssm_layers", None):
         raise InputError(f"{model}: has state space layers already; name the dense model that it came from")
@@ -224,6 +240,7 @@ def _made(
             last = last_whole_checkpoint(out / "work")
             write_text(out / "began.json", json_text({"update": 0 if last is None else step_of(last)}))
             say(f"{name}: {learning.updates} updates", progress)
+            torch.manual_seed(config.seed)  # LoRA is drawn before the trainer seeds everything
             learn(student(), teacher, tokenizer, learning, out, config.seed, progress=progress)
         found = load_refined(out)
         assert isinstance(found, MarForCausalLM)
@@ -239,9 +256,7 @@ def _made(
         "mar-atmn", lambda: _refined(start, spikes=True), config.learning(spikes=True)
     )
     rows["MAR + int8 weights"] = int8_weights(rows["MAR"])
-    rows["MAR + LoRA"] = learnt(
-        "mar-lora", lambda: _refined(start, spikes=False), config.learning(lora=True)
-    )
+    rows["MAR + LoRA"] = learnt("mar-lora", lambda: _refined(start, spikes=False), config.learning(lora=True))
     rows["dynamic int8"] = generation.dynamic_int8(teacher.cpu())
     folders = {"LoRA-pruned": "pruned", "MAR": "mar", "MAR + ATMN": "mar-atmn", "MAR + LoRA": "mar-lora"}
     made = {name: _took(rows[name], work / inside, config) for name, inside in folders.items()}
@@ -316,7 +331,10 @@ def as_run_nj(
         table = integer if int8 == "dynamic" and not name.endswith(".mixing") else fp32
         total += table.spiking_pj(each)
     maps = [head(config), *(each for kind in config.layer_types or [] for each in projections(config, kind))]
-    scaled = {"dynamic": sum(each.inputs + each.outputs for each in maps), "weights": sum(m.outputs for m in maps)}
+    scaled = {
+        "dynamic": sum(each.inputs + each.outputs for each in maps),
+        "weights": sum(m.outputs for m in maps),
+    }
     return (total + scaled.get(int8, 0) * fp32["mul"]) / 1e3
 
 

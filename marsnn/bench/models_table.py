@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 NOTES = (
@@ -11,8 +12,8 @@ NOTES = (
     "model's float32: integer products of projections in dynamic int8, whose mixing and scales stay float32; "
     "int8 weights alone save bytes and no arithmetic, since a byte becomes a float before it is multiplied. "
     "Arithmetic alone is charged; bytes that a token reads stand beside it.",
-    "Speed is one sample on this CPU, quartiles of the rounds in brackets; spikes are simulated there, so the "
-    "speed of a row with them says nothing of a chip's.",
+    "Speed is one sample on this CPU, quartiles of the rounds in brackets; spikes are simulated there, so "
+    "the speed of a row with them says nothing of a chip's.",
     "Rows that learn saw the same batches, whatever seconds those took; \"before\" is pruning, or layers "
     "that learn one by one, sparsity and spikes.",
 )  # fmt: skip
@@ -24,7 +25,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in result["libraries"].items())
     rows = result["rows"]
     told = [
-        f"{result['model']}, {rows[0]['parameters'] / 1e6:,.1f} M weights. Quality on up to "
+        f"{result['model']}, {_number(rows[0]['parameters'])} weights. Quality on up to "
         f"{settings['tokens']:,} tokens of each text at a context of {result['measured_context']:,}. "
         f"{here['device']}, {here['threads']} threads; torch {here['torch']}, {versions}; medians of "
         f"{settings['rounds']} rounds.",
@@ -42,8 +43,8 @@ def quality(result: Mapping[str, Any]) -> str:
     rows = result["rows"]
     dense, texts = rows[0], list(rows[0]["texts"])
     heads = [
-        "", *(f"{text}, bits per byte" for text in texts), "next token right", "same choice as dense",
-        "tokens learnt", "seconds",
+        "", *(f"{Path(text).name}, bits per byte" for text in texts), "next token right",
+        "same choice as dense", "tokens learnt", "seconds",
     ]  # fmt: skip
     lines = [_line(heads), "|---" * len(heads) + "|"]
     for row in rows:
@@ -70,7 +71,7 @@ def costs(result: Mapping[str, Any]) -> str:
         heads += [f"energy {at}, fp32 / int8", f"as it runs {at}", f"tokens/s {at}", f"MB a token {at}"]
     lines = [_line(heads), "|---" * len(heads) + "|"]
     for row in rows:
-        cells = [row["name"], f"{row['parameters'] / 1e6:,.1f} M"]
+        cells = [row["name"], _number(row["parameters"])]
         for context in contexts:
             cost = row["cost"][context]
             cells += [
@@ -103,7 +104,7 @@ def _plans(rows: list[Any], settings: Mapping[str, Any]) -> str:
     return told + (
         f"LoRA of rank {settings['lora']}, peak rate {settings['lora_learning_rate']:g}; "
         f"{settings['learning_rate']:g} where all weights learn; {settings['updates']:,} updates of "
-        f"{settings['batch']} x {settings['length']} tokens of {settings['text']}, one seed."
+        f"{settings['batch']} x {settings['length']} tokens of {Path(settings['text']).name}, one seed."
     )
 
 
@@ -126,6 +127,10 @@ def _seconds(learnt: Mapping[str, Any]) -> str:
 
 def _times(ratio: Mapping[str, float]) -> str:
     return f"{ratio['median']:.2f}x ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+def _number(weights: int) -> str:
+    return f"{weights / 1e6:,.1f} M" if weights >= 1e5 else f"{weights:,}"
 
 
 def _line(cells: list[str]) -> str:

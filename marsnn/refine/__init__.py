@@ -23,7 +23,7 @@ from marsnn.refine.model import MarForCausalLM, MarModel
 from marsnn.refine.pipeline import RefineConfig, refine
 from marsnn.refine.planner import Plan, plan
 from marsnn.refine.pretraining import PretrainConfig, pretrain
-from marsnn.refine.prune import prune
+from marsnn.refine.pruning import prune
 from marsnn.refine.transfer import convert
 from marsnn.refine.vision import MarForImageClassification, MarVisionModel
 

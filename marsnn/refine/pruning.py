@@ -33,7 +33,7 @@ from marsnn.checks import count, finite
 from marsnn.errors import InputError
 from marsnn.refine.config import VISION_SOURCES, MarConfig, config_from
 from marsnn.refine.modality import modality
-from marsnn.refine.model import MarForCausalLM, in_dtype, layers_of
+from marsnn.refine.model import MarDecoderLayer, MarForCausalLM, in_dtype, layers_of
 from marsnn.refine.transfer import convert
 
 MEASURES = ("gradient", "activation")
@@ -77,8 +77,8 @@ def prune(
         An ordinary model of smaller matrices. Its `refinement["prune"]` says what was kept, JSON-ready.
 
     Raises:
-        InputError: a keep outside of (0, 1] or below one feature and head, an unknown measure, tokens that the
-            model doesn't know; a model with state space layers, sparsity or spikes, or of images.
+        InputError: a keep outside of (0, 1] or below one feature and head, an unknown measure, tokens that
+            the model doesn't know; a model with state space layers, sparsity or spikes, or of images.
         NonFiniteError: weights or their importance hold NaN.
     """
     _check(model, tokens, keep, by)
@@ -123,10 +123,10 @@ def sizes(config: MarConfig, keep: float, kv_heads: int | None = None) -> tuple[
         if 1 <= features <= all_features:
             fitting[heads] = features
     if not fitting:
-        heads = "heads of keys and values" if kv_heads is None else f"{kv_heads} heads of keys and values"
+        said = "heads" if kv_heads is None else f"{kv_heads} heads"
         raise InputError(
-            f"{heads} and 1 to {all_features:,} features can't make up {keep:.3g} of a layer's weights; choose "
-            "another keep"
+            f"{said} of keys and values and 1 to {all_features:,} features can't make up {keep:.3g} of a "
+            "layer's weights; choose another keep"
         )
     nearest = min(fitting, key=lambda heads: (abs(heads / all_heads - keep), -heads))
     return nearest, fitting[nearest]
@@ -158,7 +158,7 @@ def _check(model: PreTrainedModel, tokens: Tensor, keep: float, by: str) -> None
 
 
 def _by_gradient(model: MarForCausalLM, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Of each layer the features' and the heads' importance, from the gradients of one pass over the tokens."""
+    """Of each layer the features' and the heads' importance, from the gradients of one pass."""
     model.requires_grad_(False)
     for layer in layers_of(model):
         for name in _projections(layer):
@@ -240,11 +240,11 @@ def _share(scores: Tensor, chosen: Tensor) -> float:
 # ---- the smaller model ----------------------------------------------------------------------------------
 
 
-def _projections(layer: nn.Module) -> list[str]:
+def _projections(layer: MarDecoderLayer) -> list[str]:
     return [name for name in GROUPED if name != "gate_proj" or layer.mlp.gate_proj is not None]
 
 
-def _projection(layer: nn.Module, name: str) -> nn.Linear:
+def _projection(layer: MarDecoderLayer, name: str) -> nn.Linear:
     owner = layer.mlp if name in ("gate_proj", "up_proj", "down_proj") else layer.self_attn
     return getattr(owner, name)  # type: ignore[no-any-return]
 

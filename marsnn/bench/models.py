@@ -183,7 +183,7 @@ def run(
         row = found[name]
         told.append({
             "name": name,
-            "parameters": _parameters(teacher if name == "dynamic int8" else each),
+            "parameters": sum(weight.numel() for weight in rows[BYTES_OF.get(name, name)].parameters()),
             "plan": row["plan"],
             "texts": row["texts"],
             "rates": row["rates"],
@@ -314,6 +314,9 @@ def _took(model: PreTrainedModel, folder: Path, config: ModelsConfig) -> dict[st
 ARITHMETIC = {"dynamic int8": "dynamic", "MAR + int8 weights": "weights"}
 """Rows that don't run in float32 alone: see `as_run_nj`."""
 
+BYTES_OF = {"dynamic int8": "dense", "MAR + int8 weights": "MAR"}
+"""Rows whose weights are bytes, and the row that has the same weights."""
+
 
 def as_run_nj(
     config: MarConfig, context: int, rates: Mapping[str, float] | None = None, int8: str = ""
@@ -369,12 +372,3 @@ def _speed(
         }  # fmt: skip
     kernels = found.pop(prepared)
     return found, kernels
-
-
-def _parameters(model: PreTrainedModel) -> int:
-    """Weights, those that are bytes among them."""
-    stored = {each.data_ptr(): each.numel() for each in model.parameters()}
-    for name, each in model.named_buffers():
-        if name.endswith("weight"):
-            stored[each.data_ptr()] = each.numel()
-    return sum(stored.values())

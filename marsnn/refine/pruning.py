@@ -70,8 +70,8 @@ def prune(
         tokens: ids [B, L] to find importance on.
         keep: share of the layers' projection weights that stays; embeddings and head stay whole.
         by: "gradient" or "activation".
-        kv_heads: heads of keys and values that stay in each layer, with their queries; None for about the
-            share `keep` of them. Features make up for what heads can't: they are few.
+        kv_heads: heads of keys and values that stay in each layer, with their queries; features make up
+            the rest. None for the number with which most importance stays.
 
     Returns:
         An ordinary model of smaller matrices. Its `refinement["prune"]` says what was kept, JSON-ready.
@@ -84,13 +84,16 @@ def prune(
     _check(model, tokens, keep, by)
     whole = convert(model, [])
     assert isinstance(whole, MarForCausalLM)
-    kept_heads, kept_features = sizes(whole.config, keep, kv_heads)
+    fitting = sizes(whole.config, keep, kv_heads)
     scores = _by_gradient(whole, tokens) if by == "gradient" else _by_activation(whole, tokens)
+    for layer, each in enumerate(scores):
+        finite(f"layer {layer}: the importance", torch.cat(each))
+    kept_heads = max(fitting, key=lambda heads: _kept(scores, fitting[heads], heads))
+    kept_features = fitting[kept_heads]
     smaller = _smaller(whole, kept_heads, kept_features)
     weights = whole.state_dict()
     told = []
     for layer, (features, heads) in enumerate(scores):
-        finite(f"layer {layer}: the importance", torch.cat([features, heads]))
         chosen = _largest(features, kept_features), _largest(heads, kept_heads)
         _take(weights, layer, whole.config, *chosen)
         told.append(Pruned(layer, _share(features, chosen[0]), _share(heads, chosen[1])))
@@ -105,11 +108,11 @@ def prune(
     return smaller.eval()
 
 
-def sizes(config: MarConfig, keep: float, kv_heads: int | None = None) -> tuple[int, int]:
-    """Heads of keys and values, and features, that a layer has left at that share of its weights.
+def sizes(config: MarConfig, keep: float, kv_heads: int | None = None) -> dict[int, int]:
+    """Heads of keys and values that a layer may have left, and the features that then make up the share.
 
     Raises:
-        InputError: there is no such number of either.
+        InputError: no number of heads, or not that one, leaves one feature at least and all at most.
     """
     all_heads, all_features = int(config.num_key_value_heads or 0), int(config.intermediate_size)
     if kv_heads is not None and count("kv_heads", kv_heads) > all_heads:
@@ -128,8 +131,7 @@ def sizes(config: MarConfig, keep: float, kv_heads: int | None = None) -> tuple[
             f"{said} of keys and values and 1 to {all_features:,} features can't make up {keep:.3g} of a "
             "layer's weights; choose another keep"
         )
-    nearest = min(fitting, key=lambda heads: (abs(heads / all_heads - keep), -heads))
-    return nearest, fitting[nearest]
+    return fitting
 
 
 def _check(model: PreTrainedModel, tokens: Tensor, keep: float, by: str) -> None:
@@ -230,6 +232,17 @@ def _of_groups(scores: dict[str, Tensor], config: MarConfig) -> tuple[Tensor, Te
 def _largest(scores: Tensor, number: int) -> Tensor:
     """The indices of the largest, in their own order."""
     return scores.topk(number).indices.sort().values
+
+
+def _kept(scores: list[tuple[Tensor, Tensor]], features: int, heads: int) -> float:
+    """Importance that stays in all layers together."""
+    return sum(
+        _kept_of(features_of, features) + _kept_of(heads_of, heads) for features_of, heads_of in scores
+    )
+
+
+def _kept_of(scores: Tensor, number: int) -> float:
+    return scores[_largest(scores, number)].sum().item()
 
 
 def _share(scores: Tensor, chosen: Tensor) -> float:

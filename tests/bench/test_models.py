@@ -72,6 +72,8 @@ def test_every_row_is_there_and_is_what_it_says(made):
     pruned = load_refined(root / "work" / "pruned")
     assert pruned.config.intermediate_size < 40
     assert row(made, "LoRA-pruned")["parameters"] == sum(p.numel() for p in pruned.parameters())
+    assert row(made, "dynamic int8")["parameters"] == row(made, "dense")["parameters"]
+    assert row(made, "MAR + int8 weights")["parameters"] == row(made, "MAR")["parameters"]
     assert row(made, "LoRA-pruned")["parameters"] < row(made, "dense")["parameters"]
     assert row(made, "LoRA-pruned")["learnt"]["kept"] == pytest.approx(config.pruned, abs=0.02)
 

@@ -40,7 +40,7 @@ def places(part, whole, axis):
 @pytest.mark.parametrize("kind", ["llama", "llama biases, head of 8, tied", "mistral", "qwen2"])
 def test_smaller_matrices_are_lines_of_the_dense_ones(kind, by):
     dense = convert(teacher(kind), [])
-    small = prune(teacher(kind), some_tokens(), 0.6, by)
+    small = prune(teacher(kind), some_tokens(), 0.6, by, kv_heads=1)
     width = dense.config.head_dim
     told = small.refinement["prune"]
     assert (told["kv_heads"], small.config.num_key_value_heads) == (1, 1)
@@ -72,16 +72,28 @@ MATTER = [(0, [3, 7, 21, 39]), (1, [0, 1, 2, 3]), (1, [10, 20, 30, 38])]
 """Of each layer the head of keys and values and the features that reach the output."""
 
 
-def hand_made():
-    """A Llama of which all other heads and features are read by nobody."""
+def hand_made(matter=MATTER):
+    """A Llama of which all other heads and features are read by nobody; head None for both."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
     with torch.no_grad():
-        for layer, (head, features) in zip(model.model.layers, MATTER, strict=True):
+        for layer, (head, features) in zip(model.model.layers, matter, strict=True):
             other = [each for each in range(40) if each not in features]
             layer.mlp.down_proj.weight[:, other] = 0
-            layer.self_attn.o_proj.weight[:, 12 * (1 - head) : 12 * (2 - head)] = 0
+            if head is not None:
+                layer.self_attn.o_proj.weight[:, 12 * (1 - head) : 12 * (2 - head)] = 0
     return model
+
+
+@pytest.mark.parametrize("by", MEASURES)
+@pytest.mark.parametrize(("head", "features"), [(None, 4), (1, 16)])
+def test_heads_are_left_where_they_matter_more_than_features(by, head, features):
+    """2 heads and 4 features are as many weights as 1 head and 16 features: 864 = 12 * 72."""
+    model = hand_made([(head, list(range(features)))] * 3)
+    small = prune(model, some_tokens(), 2016 / 4608, by)
+    wanted = (2 if head is None else 1, features)
+    assert (small.config.num_key_value_heads, small.config.intermediate_size) == wanted
+    torch.testing.assert_close(logits(small), logits(model), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("by", MEASURES)
@@ -112,7 +124,7 @@ def test_importance_is_weight_times_gradient():
     loss = F.cross_entropy(model(tokens).logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     gate, up, down = ((w * g).abs() for w, g in zip(weights, torch.autograd.grad(loss, weights), strict=True))
     wanted = (gate.sum(1) + up.sum(1) + down.sum(0)).topk(26).indices.sort().values
-    small = prune(model, tokens, 0.6)
+    small = prune(model, tokens, 0.6, kv_heads=1)
     assert small.config.intermediate_size == 26
     assert torch.equal(small.model.layers[1].mlp.up_proj.weight, weights[1][wanted])
 
@@ -135,10 +147,11 @@ def test_important_ones_serve_better_than_others(monkeypatch, by):
 def test_sizes_by_hand():
     """SmolLM2-135M: 884,736 weights of attention, 3 heads of keys, 1,728 a feature; 3 / 4 of 3,538,944."""
     config = config_from(LlamaConfig(**SMOLLM2_135M))
-    assert sizes(config, 0.75) == (2, round((2654208 - 2 * 294912) / 1728)) == (2, 1195)
-    assert sizes(config, 0.75, kv_heads=3) == (3, 1024)
-    assert sizes(config, 1) == (3, 1536)
-    assert sizes(config, 0.1) == (1, 34)
+    assert sizes(config, 0.75) == {heads: round((2654208 - heads * 294912) / 1728) for heads in (1, 2, 3)}
+    assert sizes(config, 0.75, kv_heads=3) == {3: 1024}
+    assert sizes(config, 0.9) == {2: 1502, 3: 1331}  # 1 head would take 1,673 features
+    assert sizes(config, 1) == {3: 1536}
+    assert sizes(config, 0.1) == {1: 34}
     with pytest.raises(
         InputError, match=r"3 heads of keys and values and 1 to 1,536 features can't make up 0\.2"
     ):
@@ -154,7 +167,7 @@ def test_sizes_by_hand():
 def test_heads_that_no_longer_divide_the_features_travel(tmp_path):
     torch.manual_seed(0)
     sizes_of = {**SIZES, "hidden_size": 32, "num_key_value_heads": 4}
-    small = prune(LlamaForCausalLM(LlamaConfig(**sizes_of)), some_tokens(), 0.75)
+    small = prune(LlamaForCausalLM(LlamaConfig(**sizes_of)), some_tokens(), 0.75, kv_heads=3)
     assert (small.config.num_attention_heads, small.config.head_dim) == (3, 8)
     small.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -169,7 +182,7 @@ def test_heads_that_no_longer_divide_the_features_travel(tmp_path):
 
 
 def test_energy_counts_the_smaller_matrices():
-    config = prune(teacher(), some_tokens(), 0.6).config
+    config = prune(teacher(), some_tokens(), 0.6, kv_heads=1).config
     told = priced(config, 1)
     head = 24 * 61
     assert told["mac"] == 3 * (24 * 6 * (2 + 1 + 1 + 2) + 3 * 24 * 26 + 2 * 2 * 6) + head

@@ -9,9 +9,9 @@ from typing import Any
 NOTES = (
     "Energy is estimated from counted operations at 45 nm, in the dense model's: fp32 and int8 count every "
     "operation at that precision, in both models, whoever could run so. \"As it runs\" is in the dense "
-    "model's float32: integer products of projections in dynamic int8, whose mixing and scales stay float32; "
-    "int8 weights alone save bytes and no arithmetic, since a byte becomes a float before it is multiplied. "
-    "Arithmetic alone is charged; bytes that a token reads stand beside it.",
+    "model's float32: dynamic int8 has integer products of projections, mixing and scales in float32; int8 "
+    "weights alone save bytes and no arithmetic, a byte becoming a float before it is multiplied; spikes "
+    "are accumulates, as on a chip. Arithmetic alone is charged; bytes that a token reads stand beside it.",
     "Speed is one sample on this CPU, quartiles of the rounds in brackets; spikes are simulated there, so "
     "the speed of a row with them says nothing of a chip's.",
     "Rows that learn saw the same batches, whatever seconds those took; \"before\" is pruning, or layers "

@@ -144,6 +144,10 @@ def test_energy_of_a_row_is_in_the_dense_models(made):
             if name in ("dense", "LoRA-pruned", "MAR", "MAR + ATMN", "MAR + LoRA"):  # float32 throughout
                 assert cost["as run ratio"] == pytest.approx(cost["45nm-fp32 ratio"])
         assert row(made, "dense")["cost"][str(context)]["45nm-fp32 ratio"] == 1
+        integers = as_run_nj(config, context, int8="dynamic") / as_run_nj(config, context)
+        assert row(made, "dynamic int8")["cost"][str(context)]["as run ratio"] == pytest.approx(integers)
+        own, stored = (row(made, name)["cost"][str(context)] for name in ("MAR", "MAR + int8 weights"))
+        assert stored["45nm-fp32 ratio"] == own["45nm-fp32 ratio"] < stored["as run ratio"]
         small = load_refined(made[0] / "work" / "pruned").config
         pruned = row(made, "LoRA-pruned")["cost"][str(context)]
         assert pruned["45nm-fp32 nJ"] == pytest.approx(priced(small, context)["45nm-fp32 nJ"])

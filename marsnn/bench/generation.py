@@ -293,8 +293,10 @@ def token_bytes(model: Any, cache: Any) -> int:
             if weight is not None:
                 seen[weight.data_ptr()] = weight.nbytes
         packed = getattr(module, "weight", None)
-        if callable(packed):  # int8
+        if callable(packed):  # dynamic int8
             seen[id(module)] = packed().numel()
+        elif isinstance(packed, Tensor) and packed.dtype == torch.int8:  # weight-only
+            seen[packed.data_ptr()] = packed.nbytes
         quick: Any = getattr(module, "quick", None)
         if hasattr(quick, "passed_bytes"):
             seen[-id(module)] = -quick.passed_bytes()

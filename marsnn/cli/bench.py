@@ -159,6 +159,7 @@ def generation(
 
 
 @bench.command(
+<<<<<<< HEAD
     epilog="Example:  marsnn bench distillation --teacher teacher --work ablations --save "
     "benchmarks/distillation.json"
 )
@@ -204,6 +205,58 @@ def step(
     from marsnn.bench import step as benchmark
 
     _measure(lambda: benchmark.run(model, batch, length, rounds=rounds), benchmark.markdown, save, as_json)
+=======
+    epilog="Example:  marsnn bench models --model teacher --work models-work --save benchmarks/models.json"
+)
+def models(
+    model: Annotated[Path, typer.Option(help="folder of a dense language model, which teaches the others")],
+    work: Annotated[Path, typer.Option(help="folder for the rows; those that are finished are kept")],
+    budget: Annotated[
+        str, typer.Option(help="attentions that become state space layers: a number, half, 25%, energy=0.6")
+    ] = "half",
+    keep: Annotated[float, typer.Option(help="mean share of activations in sparse feed-forward nets")] = 0.4,
+    steps: Annotated[int, typer.Option(help="micro-steps T of ATMN")] = 4,
+    pruned: Annotated[float, typer.Option(help="share of the layers' weights that pruning keeps")] = 0.75,
+    lora: Annotated[int, typer.Option(help="rank of LoRA")] = 8,
+    text: Annotated[str, typer.Option(help="learnt on: docstrings, or a text file")] = "docstrings",
+    updates: Annotated[int, typer.Option(help="of each row that learns")] = 300,
+    length: Annotated[int, typer.Option(help="tokens of a sequence")] = 256,
+    batch: Annotated[int, typer.Option(help="sequences an update")] = 4,
+    learning_rate: Annotated[float, typer.Option(help="peak rate where all weights learn")] = 1e-3,
+    lora_learning_rate: Annotated[float, typer.Option(help="peak rate where LoRA does")] = 1e-3,
+    features: Annotated[str, typer.Option(help="that SBDS compares in MAR: pre, post, both or none")] = "pre",
+    align_updates: Annotated[int, typer.Option(help="of each state space layer by itself, beforehand")] = 600,
+    align_length: Annotated[int, typer.Option(help="tokens of a sequence there")] = 1024,
+    align_sequences: Annotated[int, typer.Option(help="sequences there")] = 60,
+    held_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="what is measured on: library, topics, stdlib, or a file; repeatable", show_default=False
+        ),
+    ] = None,
+    tokens: Annotated[int, typer.Option(help="of each held-out text")] = 8192,
+    context: Annotated[int, typer.Option(help="tokens of a window of it")] = 1024,
+    contexts: Annotated[
+        str, typer.Option(help="tokens before the one whose energy and speed are told, by commas")
+    ] = "256,1024",
+    rounds: Annotated[int, typer.Option(help="of the speed measurement, all rows in each")] = 5,
+    save: Save = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Dense, pruned, quantized, refined: quality, energy and speed; the same again goes on after a kill."""
+    from marsnn.bench import models as benchmark
+
+    texts = {"texts": tuple(held_out)} if held_out else {}
+    config = benchmark.ModelsConfig(
+        budget=budget, keep=keep, steps=steps, pruned=pruned, lora=lora, text=text, updates=updates,
+        length=length, batch=batch, learning_rate=learning_rate, lora_learning_rate=lora_learning_rate,
+        features=features, align_updates=align_updates, align_length=align_length,
+        align_sequences=align_sequences, tokens=tokens, context=context,
+        contexts=numbers("--contexts", contexts), rounds=rounds, seed=seed, **texts,
+    )  # fmt: skip
+    _measure(lambda: benchmark.run(model, work, config, progress=True), benchmark.markdown, save, as_json)
+>>>>>>> hC
 
 
 def _measure(

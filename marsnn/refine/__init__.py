@@ -17,11 +17,13 @@ from marsnn.refine.calibration import add_spikes, firing_rates, sparsify
 from marsnn.refine.config import MarConfig, MarVisionConfig
 from marsnn.refine.decode import Choice, prepare, release
 from marsnn.refine.export import ffn_inputs, ffn_network
+from marsnn.refine.int8 import int8_weights
 from marsnn.refine.latency import LatencyBudget, LatencyReport
 from marsnn.refine.model import MarForCausalLM, MarModel
 from marsnn.refine.pipeline import RefineConfig, refine
 from marsnn.refine.planner import Plan, plan
 from marsnn.refine.pretraining import PretrainConfig, pretrain
+from marsnn.refine.pruning import prune
 from marsnn.refine.transfer import convert
 from marsnn.refine.vision import MarForImageClassification, MarVisionModel
 
@@ -47,9 +49,11 @@ __all__ = [
     "ffn_inputs",
     "ffn_network",
     "firing_rates",
+    "int8_weights",
     "plan",
     "prepare",
     "pretrain",
+    "prune",
     "refine",
     "release",
     "sparsify",

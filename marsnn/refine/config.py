@@ -104,7 +104,14 @@ class MarConfig(LlamaConfig):
             raise InputError(f"a layer is {SLIDING!r}, which looks back only; it needs causal=True")
         self.sparsity = checked_sparsity(self.sparsity, self.num_hidden_layers)
         self.spikes = checked_spikes(self.spikes)
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise InputError(
+                f"{self.num_attention_heads} heads can't share {self.hidden_size} features; say head_dim"
+            )
         super().__post_init__(**kwargs)
+
+    def validate_architecture(self) -> None:
+        """Heads of which some were pruned needn't divide the features, as LlamaConfig asks of them."""
 
     @property
     def number_of_conv_states(self) -> int:

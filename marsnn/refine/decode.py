@@ -19,6 +19,7 @@ from marsnn import native
 from marsnn.checks import count
 from marsnn.errors import InputError
 from marsnn.refine import kernel
+from marsnn.refine.int8 import Int8Linear
 from marsnn.refine.model import MarDecoderLayer, MarForCausalLM, layers_of
 from marsnn.refine.quick import QuickHead, QuickLayer, idle
 
@@ -48,6 +49,8 @@ class Choice:
 def reason_against(layer: MarDecoderLayer) -> str:
     """Why kernels can't run a layer; empty where they can."""
     mixer, mlp = layer.self_attn, layer.mlp
+    if any(isinstance(part, Int8Linear) for part in layer.modules()):
+        return "its weights are int8"
     weights = list(layer.parameters())
     dtypes = {weight.dtype for weight in weights}
     if any(weight.device.type != "cpu" for weight in weights):

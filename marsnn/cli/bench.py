@@ -159,7 +159,6 @@ def generation(
 
 
 @bench.command(
-<<<<<<< HEAD
     epilog="Example:  marsnn bench distillation --teacher teacher --work ablations --save "
     "benchmarks/distillation.json"
 )
@@ -205,7 +204,9 @@ def step(
     from marsnn.bench import step as benchmark
 
     _measure(lambda: benchmark.run(model, batch, length, rounds=rounds), benchmark.markdown, save, as_json)
-=======
+
+
+@bench.command(
     epilog="Example:  marsnn bench models --model teacher --work models-work --save benchmarks/models.json"
 )
 def models(
@@ -256,7 +257,6 @@ def models(
         contexts=numbers("--contexts", contexts), rounds=rounds, seed=seed, **texts,
     )  # fmt: skip
     _measure(lambda: benchmark.run(model, work, config, progress=True), benchmark.markdown, save, as_json)
->>>>>>> hC
 
 
 def _measure(

@@ -150,7 +150,7 @@ def positions() -> str:
     first, *_, last = rows
     parts = []
     for length in found["settings"]["positions"]:
-        named = {name: row["positions"][str(length)] for name, row in rows.items()}
+        named = {name: row["positions"][str(length)] for name, row in rows.items() if "positions" in row}
         ends = list(named[first])
         lines = [f"| windows of {length:,} | " + " | ".join(f"to {int(end):,}" for end in ends) + " |"]
         lines.append("|---" * (1 + len(ends)) + "|")

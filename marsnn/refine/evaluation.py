@@ -5,7 +5,8 @@
     layers     how far each layer's output is from the teacher's, of its mean square
     rates      spikes per neuron and step, by layer and site
     energy     estimated from counted operations, at 45 nm in fp32 and int8, by context
-    positions  bits per byte by how much was read before, in windows of lengths that were asked for
+    positions  bits per byte by how much was read before, in windows of lengths that were asked for: of the
+               teacher and of the last row
     speed      of `marsnn bench generation`, where it was asked for
 
 Quality is measured at the context that the row names.
@@ -126,13 +127,14 @@ def evaluate(
                 if name == teacher:
                     reference = seen
         measured: dict[str, dict[str, Any]] = {}
+        *_, last = views
         for name in track(list(views), "tasks", progress):
             with views[name].shown() as model:
                 measured[name] = {
                     "plan": plan_of(model),
                     **rows[name].summary(config.context, compared=teacher not in (None, name)),
                     **_tasks(model, tokenizer, config),
-                    **_positions(model, tokenizer, config),
+                    **(_positions(model, tokenizer, config) if name in (teacher, last) else {}),
                     "energy": energy_rows(model, rows[name].mean_rates(), config.contexts)
                     if views[name].mixing
                     else {},

@@ -1,11 +1,13 @@
 """One stage of distillation from models to a folder: text, trainer, checkpoints, the curve, the result.
 
+OUT/work/settings.json     what the run follows from: settings, seed, text, the student that it began with
 OUT/work/checkpoint-N/     where an interrupted run goes on; gone at the end
 OUT/                       the student as `save_refined` writes it, refinement.json last
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -17,12 +19,13 @@ from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
-from marsnn.checks import count, positive
-from marsnn.errors import InputError
+from marsnn.checks import count, none_or_count, not_negative, positive
+from marsnn.errors import FileError, InputError
+from marsnn.files import json_text, probe, read_json, write_text
 from marsnn.progress import say
 from marsnn.refine.evaluation import EvaluationConfig, evaluate
-from marsnn.refine.job import save_refined
-from marsnn.refine.loading import begun, digest, encoded, prefix_of
+from marsnn.refine.job import DONE, save_refined
+from marsnn.refine.loading import begun, digest, encoded, prefix_of, usual_device
 from marsnn.refine.loop import Rows, quiet_arguments, token_rows
 from marsnn.refine.lora import add_lora, merge_lora
 from marsnn.refine.model import MarForCausalLM
@@ -79,9 +82,13 @@ class LearnConfig(SbdsConfig):
             count("tokens", self.tokens)
         for name in ("learning_rate", "clip"):
             positive(name, getattr(self, name))
-        for name in ("lora", "curve_every", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} must be 0 or more, got {getattr(self, name)!r}")
+        not_negative("weight_decay", self.weight_decay)
+        for name in ("lora", "curve_every"):
+            none_or_count(name, getattr(self, name))
+        if self.length < 2:
+            raise InputError(f"length must be >= 2, got {self.length}: a token learns to foretell the next")
+        if self.remember_teacher and self.features != "none":
+            raise InputError('a teacher that is only remembered has no features; set features = "none"')
         if self.precision not in ("float32", "bfloat16"):
             raise InputError(f"precision must be float32 or bfloat16, got {self.precision!r}")
 
@@ -113,28 +120,37 @@ def learn(
 
     Raises:
         InputError: vocabularies that differ, too little text, a batch that doesn't divide.
-        FileError: `out` or a checkpoint in it can't be written or read.   DivergedError: NaN on the way.
+        FileError: `out` holds a student or another run, it or a checkpoint in it can't be written or read.
+        DivergedError: NaN on the way.
     """
     check_pair(teacher, student)
+    limit = min(each.config.max_position_embeddings for each in (teacher, student))
+    if config.length > limit:
+        raise InputError(f"sequences of {config.length:,} tokens are beyond the models' {limit:,}")
     rows = rows_of_text(tokenizer, config)
     say(f"learning from {rows.numel():,} tokens of {', '.join(config.text)}", progress)
-    if config.lora:
-        add_lora(student, config.lora)
     arguments = quiet_arguments(
         out / "work", config.updates, config.batch, config.learning_rate, config.warmup, config.weight_decay,
         config.save_every, seed, config.tensorboard, config.together, config.clip,
         config.precision == "bfloat16",
     )  # fmt: skip
     here = PartialState()
+    with here.main_process_first():
+        _begin(out, config, seed, rows, student)
+    if config.lora:
+        torch.manual_seed(seed)  # of their first values
+        add_lora(student, config.lora)
     data = Rows(rows)
     said: PreTrainedModel | TeacherCache = teacher
     if config.remember_teacher:
+        teacher.eval().to(usual_device())  # type: ignore[arg-type]
         with here.main_process_first():
             said = TeacherCache.build(out / "work" / "teacher", teacher, data, config.together, progress)
     trainer = MarTrainer(student, said, arguments, config.loss(), train_dataset=data, progress=progress)
     if config.curve_every and evaluation is not None:
         trainer.add_callback(_Curve(trainer, teacher, tokenizer, config, evaluation))
     trainer.go_on()
+    student = whole_student(trainer, config.lora)
     if config.lora:
         merge_lora(student)
     before = getattr(student, "refinement", {})
@@ -146,8 +162,54 @@ def learn(
     return student.eval()
 
 
+def whole_student(trainer: MarTrainer, lora: int = 0) -> MarForCausalLM:
+    """The trained student; where its weights lie in parts (FSDP), a new one that has all of them.
+
+    To be called by every process; under FSDP the first one gets the weights, the others a student without.
+
+    Args:
+        lora: rank of what stands beside its projections.
+    """
+    if not trainer.is_fsdp_enabled:
+        return trainer.student
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    made = MarForCausalLM(trainer.student.config)
+    if lora:
+        add_lora(made, lora)
+    if weights:
+        made.load_state_dict(weights)
+    if hasattr(trainer.student, "refinement"):
+        made.refinement = trainer.student.refinement
+    return made
+
+
+def _begin(out: Path, config: LearnConfig, seed: int, rows: Tensor, student: MarForCausalLM) -> None:
+    """Refuse a folder where another run is, and leave there what this one follows from."""
+    path = out / "work" / "settings.json"
+    if (out / DONE).is_file():
+        raise FileError(f"{out}: holds a student already; choose another folder")
+    own = {
+        **asdict(config),
+        "seed": seed,
+        "text's digest": digest(rows),
+        "student": digest(*student.parameters()),
+    }
+    own = json.loads(json_text(own))
+    probe(path)
+    if path.is_file():
+        there = read_json(path)
+        for name, wanted in own.items():
+            before = there.get(name) if isinstance(there, dict) else None
+            if before != wanted:
+                raise FileError(
+                    f"{out}: holds a run of other settings: {name} was {before!r}, now {wanted!r}; repeat "
+                    "them, or choose another folder"
+                )
+    write_text(path, json_text(own))
+
+
 def rows_of_text(tokenizer: Any, config: LearnConfig) -> Tensor:
-    """The text as sequences [rows, length].
+    """The text as sequences [rows, length], as many as make whole updates.
 
     Raises:
         InputError: too little of it.
@@ -161,12 +223,14 @@ def rows_of_text(tokenizer: Any, config: LearnConfig) -> Tensor:
             if most <= 0:
                 break
     ids = begun(torch.cat(parts), prefix_of(tokenizer), config.length)
-    if len(ids) < LEAST_ROWS * config.length:
+    least = max(LEAST_ROWS, config.batch)
+    if len(ids) < least * config.length:
         raise InputError(
-            f"{', '.join(config.text)}: {len(ids):,} tokens are too few to learn from; {LEAST_ROWS} sequences "
-            f"of {config.length:,} are the least. Name more text, or set a smaller length"
+            f"{', '.join(config.text)}: {len(ids):,} tokens are too few to learn from; {least} sequences of "
+            f"{config.length:,} are the least. Name more text, or set a smaller length or batch"
         )
-    return token_rows(ids, config.length)
+    rows = token_rows(ids, config.length)
+    return rows[: len(rows) // config.batch * config.batch]
 
 
 def _told(trainer: MarTrainer, config: LearnConfig, rows: Tensor) -> dict[str, Any]:

@@ -11,12 +11,13 @@ import importlib.util
 import math
 import os
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
@@ -27,7 +28,7 @@ from marsnn.refine.loading import quietly
 from marsnn.training import warmup_cosine
 
 SEAL = "whole.json"
-"""In a checkpoint: name -> bytes of every other file, written last."""
+"""In a checkpoint: name -> [bytes, CRC-32] of every other file, written last."""
 
 
 # ---- data -----------------------------------------------------------------------------------------------
@@ -164,7 +165,13 @@ class Loop(Trainer):
         with quietly():
             super().__init__(*args, callbacks=own, **kwargs)
         self.remove_callback(PrinterCallback)
+        self._matrices = {name for name, each in self.model.named_parameters() if each.ndim > 1}
         self.began_at = 0  # the update that this run went on from
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices; Trainer's own rule goes by Llama's names. Names are those before a model was wrapped."""
+        plain = {name: name.replace("_fsdp_wrapped_module.", "") for name, _ in model.named_parameters()}
+        return [name for name, own in plain.items() if own.removeprefix("module.") in self._matrices]
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -187,7 +194,9 @@ class Loop(Trainer):
             DivergedError: a loss or gradient became NaN or infinite.
             FileError: a checkpoint can't be written.
         """
-        last = last_whole_checkpoint(self.args.output_dir)
+        # weights that lie in parts are only loaded to train on: go back to where that is due
+        end = self.args.max_steps if self.is_fsdp_enabled else None
+        last = last_whole_checkpoint(self.args.output_dir, before=end)
         self.began_at = 0 if last is None else step_of(last)
         try:
             with quietly():
@@ -282,13 +291,20 @@ class Seal(TrainerCallback):
 
 def seal(checkpoint: Path) -> None:
     """Write down what a whole checkpoint consists of."""
-    sizes = {path.name: path.stat().st_size for path in sorted(checkpoint.iterdir()) if path.name != SEAL}
-    write_text(checkpoint / SEAL, json_text(sizes))
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL)
+    write_text(
+        checkpoint / SEAL, json_text({str(path.relative_to(checkpoint)): _sums(path) for path in files})
+    )
 
 
-def last_whole_checkpoint(folder: PathLike) -> Path | None:
-    """The checkpoint of the most updates in a folder that is as it was sealed; None where there is none."""
+def last_whole_checkpoint(folder: PathLike, before: int | None = None) -> Path | None:
+    """The checkpoint of the most updates in a folder that is as it was sealed; None where there is none.
+
+    Args:
+        before: less updates than that.
+    """
     found = [path for path in Path(folder).glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    found = [path for path in found if before is None or step_of(path) < before]
     return next((path for path in sorted(found, key=step_of, reverse=True) if _whole(path)), None)
 
 
@@ -299,7 +315,16 @@ def step_of(checkpoint: Path) -> int:
 
 def _whole(checkpoint: Path) -> bool:
     try:
-        sizes = read_json(checkpoint / SEAL)
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+        sealed = read_json(checkpoint / SEAL)
+        return all(_sums(checkpoint / name) == sums for name, sums in sealed.items())
     except (OSError, AttributeError):
         return False
+
+
+def _sums(path: Path) -> list[int]:
+    """Bytes and CRC-32 of a file."""
+    size = total = 0
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            size, total = size + len(block), zlib.crc32(block, total)
+    return [size, total]

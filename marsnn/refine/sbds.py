@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from marsnn.errors import InputError, ShapeError
+from marsnn.checks import not_negative
+from marsnn.errors import ShapeError
 from marsnn.linear import linear
 
 CHUNK = {"cpu": 2**24, "cuda": 2**26}
@@ -76,7 +77,8 @@ def sbds_loss(
         >>> round(sbds_loss(teacher, student).loss.item(), 4)
         0.369
     """
-    _check_weights(alpha=alpha, beta=beta, feature_weight=feature_weight)
+    for name, value in (("alpha", alpha), ("beta", beta), ("feature_weight", feature_weight)):
+        not_negative(name, value)
     if teacher_logits.shape != student_logits.shape or student_logits.ndim < 1:
         raise ShapeError(
             f"teacher and student must tell the same tokens apart: their logits are "
@@ -111,7 +113,8 @@ def sbds_head_loss(
     Raises:
         ShapeError, InputError: as `sbds_loss`.
     """
-    _check_weights(alpha=alpha, beta=beta, feature_weight=feature_weight)
+    for name, value in (("alpha", alpha), ("beta", beta), ("feature_weight", feature_weight)):
+        not_negative(name, value)
     if (
         teacher_hidden.shape[:-1] != student_hidden.shape[:-1]
         or teacher_head.shape[0] != student_head.shape[0]
@@ -264,7 +267,7 @@ def _chunks(tokens: int, vocabulary: int, device: torch.device) -> Iterator[slic
 
 
 def _places(x: Tensor) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
-    """Chunks of the tokens of x [*, V], and where they stand in it: a slice of logits is never copied whole."""
+    """Chunks of the tokens of x [*, V], and where they stand in it; so a slice is never copied whole."""
     shape = x.shape[:-1]
     for part in _chunks(math.prod(shape), x.shape[-1], x.device):
         at = torch.arange(part.start, part.stop, device=x.device)
@@ -295,12 +298,6 @@ def _weighted(slope: Tensor, weights: Tensor) -> Tensor:
 
 
 # ---- what both forms share ----------------------------------------------------------------------------
-
-
-def _check_weights(**weights: float) -> None:
-    for name, value in weights.items():
-        if not math.isfinite(value) or value < 0:
-            raise InputError(f"{name} must be finite and >= 0, got {value!r}")
 
 
 def _weights(mask: Tensor | None, like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 OUT/work/settings.json     what the run follows from: settings, seed, text, the student that it began with
 OUT/work/checkpoint-N/     where an interrupted run goes on; gone at the end
+OUT/runs/                  for TensorBoard, where it was asked for
 OUT/                       the student as `save_refined` writes it, refinement.json last
 """
 
@@ -157,9 +158,17 @@ def learn(
     student.refinement = {**before, "distillation": _told(trainer, config, rows)}
     if here.is_main_process:
         save_refined(student, tokenizer, out)
-        shutil.rmtree(out / "work", ignore_errors=True)
+        clear(out)
     here.wait_for_everyone()
     return student.eval()
+
+
+def clear(out: Path) -> None:
+    """Take away what a finished run needs no more, but for what it wrote for TensorBoard."""
+    for events in sorted((out / "work" / "runs").glob("*")):
+        (out / "runs").mkdir(exist_ok=True)
+        events.replace(out / "runs" / events.name)
+    shutil.rmtree(out / "work", ignore_errors=True)
 
 
 def whole_student(trainer: MarTrainer, lora: int = 0) -> MarForCausalLM:
@@ -269,7 +278,9 @@ class _Curve(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            due = control.should_log
             self.look(state)
+            control.should_log = due  # who logs takes it back, and the update's own loss is still to come
 
     def look(self, state: Any) -> None:
         if self.trainer.is_fsdp_enabled:

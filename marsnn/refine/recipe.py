@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -35,12 +34,12 @@ from marsnn.refine.config import MIXERS, checked_spikes
 from marsnn.refine.evaluation import Evaluation, EvaluationConfig, check_texts, evaluate
 from marsnn.refine.features import checked_sites
 from marsnn.refine.job import DONE, Job, load_refined, run_job
-from marsnn.refine.learning import LearnConfig, learn
+from marsnn.refine.learning import LearnConfig, clear, learn
 from marsnn.refine.loading import checked_folder, load_tokenizer, usual_device
 from marsnn.refine.model import MarForCausalLM
 from marsnn.refine.planner import POLICIES, Budget
 from marsnn.refine.pretraining import PretrainConfig, pretrain
-from marsnn.refine.report import save_report
+from marsnn.refine.report import load_report, save_report
 from marsnn.refine.sparsity import checked_sparsity
 from marsnn.refine.stages import View, stages
 from marsnn.refine.trainer import one_gpu_each
@@ -262,10 +261,12 @@ def distill(recipe: Recipe, progress: bool = False) -> Evaluation | None:
                 _within(recipe.evaluate, teacher), progress and alone,
             )  # fmt: skip
         elif alone:
-            shutil.rmtree(out / "work", ignore_errors=True)  # of a run that was killed when it was done
+            clear(out)  # where a run was killed when it was done
         found[name] = start = out
     if not alone:
         return None
+    if (recipe.out / "report.json").is_file():
+        return load_report(recipe.out)
     return _measured(recipe, teacher, tokenizer, found, progress)
 
 
@@ -333,7 +334,8 @@ def _measured(
             rows |= {f"refined, {step}": view for step, view in steps.items()}
         else:
             whole = list(steps.values())[-1]
-            rows[f"{name}, without spikes"] = replace(whole, spiking=False)
+            if last.config.spikes is not None:
+                rows[f"{name}, without spikes"] = replace(whole, spiking=False)
             rows[name] = whole
     config = replace(recipe.evaluate, context=_within(recipe.evaluate, teacher).context)
     evaluation = evaluate(rows, tokenizer, config, "dense", progress)

@@ -116,7 +116,8 @@ class MarTrainer(Loop):
 
     Raises:
         InputError: vocabularies that differ, a model without spikes of which spikes are to be trained,
-            features of a teacher of another shape or that is only remembered, one process for several GPUs.
+            features of a teacher of another shape or that is only remembered, one process for several GPUs,
+            FSDP 1.
         DivergedError: while training, a loss or gradient that is NaN or infinite; checkpoints hold none.
 
     Example:
@@ -151,6 +152,10 @@ class MarTrainer(Loop):
         self._parts: dict[str, Tensor] = {}
         self.updates_since = 0  # updates since they were logged
         super().__init__(model=model, args=args, **rest)
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version < 2:
+            raise InputError(
+                "FSDP 1 is out of date and not supported; set  fsdp_version: 2  (FSDP_VERSION=2)"
+            )
         self.model_accepts_loss_kwargs = True  # compute_loss scales, so Trainer must not
         if not isinstance(teacher, TeacherCache):
             teacher.eval().requires_grad_(False).to(args.device)

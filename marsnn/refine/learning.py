@@ -24,6 +24,7 @@ from marsnn.checks import count, none_or_count, not_negative, positive
 from marsnn.errors import FileError, InputError
 from marsnn.files import json_text, probe, read_json, write_text
 from marsnn.progress import say
+from marsnn.refine.config import MarConfig
 from marsnn.refine.evaluation import EvaluationConfig, evaluate
 from marsnn.refine.job import DONE, save_refined
 from marsnn.refine.loading import begun, digest, encoded, prefix_of, usual_device
@@ -151,10 +152,10 @@ def learn(
     if config.curve_every and evaluation is not None:
         trainer.add_callback(_Curve(trainer, teacher, tokenizer, config, evaluation))
     trainer.go_on()
-    student = whole_student(trainer, config.lora)
+    before = getattr(student, "refinement", {})
+    student = trainer.whole(lambda: _anew(student.config, config.lora))
     if config.lora:
         merge_lora(student)
-    before = getattr(student, "refinement", {})
     student.refinement = {**before, "distillation": _told(trainer, config, rows)}
     if here.is_main_process:
         save_refined(student, tokenizer, out)
@@ -171,24 +172,10 @@ def clear(out: Path) -> None:
     shutil.rmtree(out / "work", ignore_errors=True)
 
 
-def whole_student(trainer: MarTrainer, lora: int = 0) -> MarForCausalLM:
-    """The trained student; where its weights lie in parts (FSDP), a new one that has all of them.
-
-    To be called by every process; under FSDP the first one gets the weights, the others a student without.
-
-    Args:
-        lora: rank of what stands beside its projections.
-    """
-    if not trainer.is_fsdp_enabled:
-        return trainer.student
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    made = MarForCausalLM(trainer.student.config)
+def _anew(config: MarConfig, lora: int) -> MarForCausalLM:
+    made = MarForCausalLM(config)
     if lora:
         add_lora(made, lora)
-    if weights:
-        made.load_state_dict(weights)
-    if hasattr(trainer.student, "refinement"):
-        made.refinement = trainer.student.refinement
     return made
 
 

@@ -12,8 +12,9 @@ import math
 import os
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -21,11 +22,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from marsnn.errors import DivergedError, FileError, InputError, MarsnnError
+from marsnn.errors import DivergedError, FileError, InputError, MarsnnError, NonFiniteError
 from marsnn.files import PathLike, json_text, read_json, write_text
 from marsnn.progress import duration, say
 from marsnn.refine.loading import quietly
 from marsnn.training import warmup_cosine
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 SEAL = "whole.json"
 """In a checkpoint: name -> [bytes, CRC-32] of every other file, written last."""
@@ -185,6 +188,29 @@ class Loop(Trainer):
         assert self.lr_scheduler is not None
         return self.lr_scheduler
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As Trainer's; a layer that refuses what isn't finite stops the run as a loss would."""
+        try:
+            return super().training_step(*args, **kwargs)  # type: ignore[no-any-return]
+        except NonFiniteError as error:
+            raise diverged("activations", self.args, self.state.global_step + 1) from error
+
+    def whole(self, make: Callable[[], Kind]) -> Kind:
+        """The trained model; where its weights lie in parts (FSDP), one that has all of them.
+
+        Every process must call it; under FSDP the first one gets the weights.
+
+        Args:
+            make: the same model anew.
+        """
+        if not self.is_fsdp_enabled:
+            return self.model  # type: ignore[no-any-return]
+        weights = self.accelerator.get_state_dict(self.model_wrapped)
+        made = make()
+        if weights:
+            made.load_state_dict(weights)
+        return made
+
     def go_on(self) -> list[float]:
         """Train to the end, from the last whole checkpoint if there is one: the loss of every update.
 
@@ -232,21 +258,23 @@ class StopOnNaN(TrainerCallback):
         if args.world_size > 1:  # whoever stops, all do
             torch.distributed.all_reduce(fine, torch.distributed.ReduceOp.MIN)
         if not bool(fine):
-            self._stop("gradient", args, state.global_step + 1)
+            raise diverged("gradient", args, state.global_step + 1)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
         if not math.isfinite((logs or {}).get("loss", 0.0)):
-            self._stop("loss", args, state.global_step)
+            raise diverged("loss", args, state.global_step)
 
-    def _stop(self, said: str, args: Any, update: int) -> None:
-        last = last_whole_checkpoint(args.output_dir)
-        kept = "nothing was saved before" if last is None else f"{last} is the last good checkpoint"
-        raise DivergedError(
-            f"the {said} became NaN or infinite in update {update}; {kept}. Try a learning_rate below "
-            f"{args.learning_rate:g}, in another folder"
-        )
+
+def diverged(said: str, args: Any, update: int) -> DivergedError:
+    """What to raise when something is no number any more."""
+    last = last_whole_checkpoint(args.output_dir)
+    kept = "nothing was saved before" if last is None else f"{last} is the last good checkpoint"
+    return DivergedError(
+        f"the {said} became NaN or infinite in update {update}; {kept}. Try a learning_rate below "
+        f"{args.learning_rate:g}, in another folder"
+    )
 
 
 class Tell(TrainerCallback):

@@ -159,6 +159,7 @@ def pretrain(config: PretrainConfig, out: Path, progress: bool = False) -> Llama
     )
     say(f"training {parameters:,} parameters on {_seen(config):,} tokens", progress)
     losses = loop.go_on()
+    model = loop.whole(lambda: LlamaForCausalLM(llama_config(config)))
     seconds = time.perf_counter() - started
     model.eval()
     if first:

@@ -1,9 +1,9 @@
-"""A tiny recipe of the whole road, as a TOML file and as a run in a process of its own."""
+"""A tiny recipe of the whole road, as a TOML file and as a command."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
+
+from transformers import TrainerCallback
 
 from marsnn.refine.texts import read_text
 
@@ -87,17 +87,14 @@ def write_recipe(folder: Path, *changes: tuple[str, str]) -> Path:
 ALONE = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def command(*arguments, processes=1):
-    """Of `marsnn distill`, by torchrun where there are several processes."""
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [
-        sys.executable, *(several if processes > 1 else []), "-m", "marsnn", "distill", *map(str, arguments),
-    ]  # fmt: skip
+def command(recipe):
+    """Of `marsnn distill`."""
+    return [sys.executable, "-m", "marsnn", "distill", str(recipe)]
 
 
-def run(*arguments, processes=1, **environment):
-    """It, to its end."""
-    return subprocess.run(
-        command(*arguments, processes=processes), capture_output=True, text=True, check=False, timeout=300,
-        env={**os.environ, **ALONE, **environment},
-    )  # fmt: skip
+class Stop(TrainerCallback):
+    """A kill in update 6."""
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == 5:
+            raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Round trip: a recipe from text to a report; killed, shared and sharded to the same end; refused in one line."""
+"""Round trip: a recipe from text to a report; killed, shared and sharded to the same end; refusals."""
 
 import json
 import os
@@ -33,7 +33,7 @@ from marsnn.refine.job import load_refined
 from marsnn.refine.loading import load_tokenizer
 from marsnn.refine.loop import last_whole_checkpoint
 from tests.helpers import same
-from tests.refine.recipes import ALONE, command, run, write_recipe
+from tests.refine.recipes import ALONE, Stop, command, write_recipe
 
 ROOT = Path(__file__).parent.parent.parent
 STAGES = ("teacher", "refined", "distilled", "sparse")
@@ -43,8 +43,7 @@ STAGES = ("teacher", "refined", "distilled", "sparse")
 def whole(tmp_path_factory):
     """A folder with a recipe and what an unbroken run of it left in out."""
     folder = tmp_path_factory.mktemp("whole")
-    done = run(write_recipe(folder))
-    assert done.returncode == 0, done.stderr
+    distill(load_recipe(write_recipe(folder)))
     return folder
 
 
@@ -111,7 +110,7 @@ def test_a_recipe_leaves_every_stage_and_a_report(whole):
 def test_every_stage_changes_what_it_is_for(whole):
     before, learnt, last = (weights(whole / "out" / stage) for stage in STAGES[1:])
     changed = {name for name in learnt if not torch.equal(before[name], learnt[name])}
-    assert {"lm_head.weight", "model.layers.0.mlp.ffn_in.neuron.log_threshold"} <= changed
+    assert {"model.embed_tokens.weight", "model.layers.0.mlp.ffn_in.neuron.log_threshold"} <= changed
     assert not any("mask" in name for name in changed)
     changed = {name for name in last if not torch.equal(learnt[name], last[name])}
     assert all(".mlp." in name for name in changed)
@@ -126,15 +125,16 @@ def test_the_course_is_told_update_by_update_with_the_curve_between(whole):
         assert each["loss"] == pytest.approx(each["loss_logits"] + 0.01 * each["loss_features"], rel=1e-4)
     curve = [each for each in told["course"] if "seen_tokens" in each]
     assert [each["seen_tokens"] for each in curve] == [0, 512, 1024]
-    name = f"{whole}/held.txt_kl"
-    assert curve[-1][name] == pytest.approx(rows(whole / "out")["distilled"]["texts"][f"{whole}/held.txt"]["kl"], rel=1e-4)  # fmt: skip
+    text = f"{whole}/held.txt"
+    last = rows(whole / "out")["distilled"]["texts"][text]
+    assert curve[-1][f"{text}_kl"] == pytest.approx(last["kl"], rel=1e-4)
     assert told["settings"]["steps_from"] == 5
     assert (told["tokens"], told["processes"]) == (1024, 1)
 
 
 def test_the_same_again_does_nothing_new_and_another_recipe_is_refused(whole, call, monkeypatch):
     out = whole / "out"
-    before = {str(p): p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != "recipe.json"}
+    before = times(out)
     for name in ("learn", "run_job", "evaluate"):
         monkeypatch.setattr(recipe, name, None)  # whoever calls it fails
     code, said, err = call("distill", whole / "recipe.toml")
@@ -153,9 +153,11 @@ def test_the_same_again_does_nothing_new_and_another_recipe_is_refused(whole, ca
     code, _, err = call("distill", whole / "recipe.toml", "--seed", 4)
     assert code == 2
     assert "seed was 0, now 4" in err
-    assert {
-        str(p): p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != "recipe.json"
-    } == before
+    assert times(out) == before
+
+
+def times(out):
+    return {str(p): p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and p.name != "recipe.json"}
 
 
 # ---- killed ---------------------------------------------------------------------------------------------
@@ -165,7 +167,10 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_bits(whole, tmp_
     path = write_recipe(tmp_path)
     out = tmp_path / "out"
     draw = random.SystemRandom()
-    begins = draw.choice([out / "refined" / "plan.json", *(out / stage / "work" for stage in STAGES[2:])])
+    begins = draw.choice([
+        out / "teacher" / "work" / "tokens.safetensors", out / "refined" / "plan.json",
+        out / "distilled" / "work", out / "sparse" / "work", out / "report.txt",
+    ])  # fmt: skip
     process = subprocess.Popen(
         command(path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **ALONE}
     )
@@ -173,12 +178,11 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_bits(whole, tmp_
         until = time.monotonic() + 120
         while not begins.exists() and time.monotonic() < until and process.poll() is None:
             time.sleep(0.002)
-        time.sleep(draw.uniform(0, 1.0))
+        time.sleep(draw.uniform(0, 0.5))
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = run(path)
-    assert done.returncode == 0, (begins, done.stderr)
+    distill(load_recipe(path))
     equal(out, whole / "out")
 
 
@@ -199,14 +203,6 @@ def test_a_kill_between_any_two_files_of_a_result(whole, tmp_path, monkeypatch):
 
 def interrupted(*_, **__):
     raise KeyboardInterrupt
-
-
-class Stop(loop.TrainerCallback):
-    """A kill after five updates."""
-
-    def on_step_begin(self, args, state, control, **_):
-        if state.global_step == 5:
-            raise KeyboardInterrupt
 
 
 def broken(read, monkeypatch):
@@ -240,79 +236,55 @@ def test_nan_keeps_the_last_good_checkpoint(whole, tmp_path):
     assert not (read.out / "distilled" / "refinement.json").exists()
 
 
-FULL = """
-import resource, sys
-from marsnn.cli.main import run
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-run(["distill", sys.argv[2]])
-"""
-
-
-def test_a_disk_that_is_full_is_one_line_and_the_last_checkpoint_stays(whole, tmp_path, monkeypatch):
+def test_a_disk_that_is_full_is_one_line_and_the_last_checkpoint_stays(whole, tmp_path, monkeypatch, call):
     """A file may grow to 20 kB: weights can't be written, neither for a checkpoint nor at the end."""
-    read = load_recipe(learned_only(tmp_path, whole))
+    path = learned_only(tmp_path, whole)
+    read = load_recipe(path)
     work = broken(read, monkeypatch)
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, "20000", str(tmp_path / "recipe.toml")],
-        capture_output=True, text=True, check=False, env={**os.environ, **ALONE}, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 2, done.stderr
-    (line,) = [each for each in done.stderr.splitlines() if each.startswith("error")]
-    assert done.stderr.endswith(f"{line}\n")
-    assert "can't write" in line
-    assert "make room" in line
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+    try:
+        code, said, err = call("distill", path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert (code, said) == (2, "")
+    assert [line for line in err.splitlines() if line.startswith("error: ")] == err.splitlines()[-1:]
+    assert "can't write a checkpoint" in err
+    assert "make room" in err
     assert last_whole_checkpoint(work).name == "checkpoint-4"
     distill(read)
     assert same(weights(read.out / "distilled"), weights(whole / "out" / "distilled"))
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
 # ---- several processes ----------------------------------------------------------------------------------
 
 
 def test_two_processes_come_to_what_one_does(whole, tmp_path):
-    path = learned_only(tmp_path, whole, sparse=True)
-    done = run(path, "--json", processes=2)
+    """The whole road; learning by shared batches; the same by FSDP 2, killed on the way. One start for all."""
+    for name in ("road", "shared", "parts"):
+        (tmp_path / name).mkdir()
+    recipes = [
+        write_recipe(tmp_path / "road"),
+        *(learned_only(tmp_path / name, whole, sparse=True) for name in ("shared", "parts")),
+    ]
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
+            "tests.refine.two_processes", *map(str, recipes),
+        ],
+        capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, **ALONE, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["rows"] == rows(tmp_path / "out")  # one of them speaks
-    together(tmp_path / "out", whole / "out")
-
-
-def test_two_processes_go_the_whole_road(tmp_path):
-    """Pretraining, shared; refining, by one while the other waits; learning, shared."""
-    change = ("[sparse]", "[distill.nothing]")
-    path = write_recipe(tmp_path, change)
-    text = path.read_text()
-    path.write_text(text[: text.index("[distill.nothing]")] + text[text.index("[evaluate]") :])
-    done = run(path, processes=2)
-    assert done.returncode == 0, done.stderr
-    assert list(rows(tmp_path / "out"))[-1] == "distilled"
-    assert done.stdout.count("report: ") == 1
-    assert json.loads((tmp_path / "out" / "teacher" / "pretraining.json").read_text())["processes"] == 2
-
-
-def test_two_processes_that_hold_a_part_of_the_weights_each(whole, tmp_path):
-    """FSDP 2, killed and gone on with, too."""
-    path = learned_only(tmp_path, whole, sparse=True)
-    several = command(path, processes=2)
-    at = several.index("marsnn")
-    several[at : at + 1] = ["tests.refine.fsdp_on_cpu"]
-    sharded = {
-        **os.environ, **ALONE, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_CPU": "true",
-        "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_TRANSFORMER_CLS_TO_WRAP": "MarDecoderLayer", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
-    }  # fmt: skip
-    process = subprocess.Popen(several, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=sharded)
-    work = tmp_path / "out" / "distilled" / "work"
-    until = time.monotonic() + 120
-    while last_whole_checkpoint(work) is None and time.monotonic() < until and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)  # torchrun hands it on
-    process.wait()
-    assert (last_whole_checkpoint(work) / "pytorch_model_fsdp_0").is_dir()  # in parts
-    done = subprocess.run(several, capture_output=True, text=True, check=False, env=sharded, timeout=200)
-    assert done.returncode == 0, done.stderr
-    together(tmp_path / "out", whole / "out")
+    printed, _, went_on = done.stdout.rpartition("\n}\n")
+    assert json.loads(printed + "}")["rows"] == rows(tmp_path / "shared" / "out")  # one of them speaks
+    assert went_on == "2 processes went on from checkpoint-4, which lies in parts\n"
+    for name in ("shared", "parts"):
+        together(tmp_path / name / "out", whole / "out")
+    road = tmp_path / "road" / "out"
+    assert list(rows(road)) == list(rows(whole / "out"))
+    assert json.loads((road / "teacher" / "pretraining.json").read_text())["processes"] == 2
+    for name, weight in weights(whole / "out" / "teacher").items():
+        torch.testing.assert_close(weights(road / "teacher")[name], weight, rtol=0, atol=1e-4)
 
 
 def together(out, whole):
@@ -389,7 +361,7 @@ def test_learning_goes_on_with_its_own_settings_text_and_student_only(whole, tmp
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("updates = 8\nlearning_rate = 1e-3", "update = 8\nlearning_rate = 1e-3"), r"\[distill\] has no key 'update'; did you mean updates\?"),
+        (("together = 2", "to_gether = 2"), r"\[distill\] has no key 'to_gether'; did you mean together\?"),
         (("[sparse]", "[sparce]"), "no key 'sparce'; did you mean sparse"),
         (("kv_heads = 2", "zzz = 2"), r"\[pretrain\] has no key 'zzz'; known: text, "),
         (("heads = 4", "heads = 5"), r"\[pretrain\]: 5 heads can't share"),
@@ -439,7 +411,7 @@ def test_a_recipe_without_its_parts(call, tmp_path):
     code, _, err = call("distill", tmp_path / "nowhere.toml")
     assert code == 2
     assert "no such file" in err
-    path.write_text('out = "{0}/out"\nteacher = "{0}/none"\nstudent = "z"\n[distill]\n'.format(tmp_path))
+    path.write_text(f'out = "{tmp_path}/out"\nteacher = "{tmp_path}/none"\nstudent = "z"\n[distill]\n')
     code, _, err = call("distill", path)
     assert code == 2
     assert "none: not a model's folder" in err

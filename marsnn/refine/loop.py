@@ -110,6 +110,7 @@ def quiet_arguments(
         dataloader_drop_last=True,
         dataloader_pin_memory=gpus > 0,
         learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
         warmup_steps=warmup,
         optim="adamw_torch",
         adam_beta2=0.95,
@@ -179,10 +180,13 @@ class Loop(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The house's warmup and cosine, whose first update is not lost."""
+        """For a cosine the house's, whose first update is not lost; others are Trainer's."""
+        if self.args.lr_scheduler_type != "cosine":
+            return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[no-any-return]
         if self.lr_scheduler is None:
             chosen = self.optimizer if optimizer is None else optimizer
-            schedule = warmup_cosine(chosen, int(self.args.warmup_steps), num_training_steps)
+            warmup = max(1, self.args.get_warmup_steps(num_training_steps))
+            schedule = warmup_cosine(chosen, warmup, num_training_steps)
             self.lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = schedule
             self._created_lr_scheduler = True
         assert self.lr_scheduler is not None

@@ -150,6 +150,10 @@ def pretrain(config: PretrainConfig, out: Path, progress: bool = False) -> Llama
         if first:
             shutil.rmtree(work, ignore_errors=True)
         return load_model(out)  # type: ignore[no-any-return]
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise InputError(
+            "a Llama this small isn't sharded: pretrain it without FSDP, then go on from its folder"
+        )
     ids = load_file(work / "tokens.safetensors")["ids"]
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(llama_config(config))
@@ -159,7 +163,6 @@ def pretrain(config: PretrainConfig, out: Path, progress: bool = False) -> Llama
     )
     say(f"training {parameters:,} parameters on {_seen(config):,} tokens", progress)
     losses = loop.go_on()
-    model = loop.whole(lambda: LlamaForCausalLM(llama_config(config)))
     seconds = time.perf_counter() - started
     model.eval()
     if first:

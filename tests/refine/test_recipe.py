@@ -1,8 +1,10 @@
 """Round trip: a recipe from text to a report; killed, shared and sharded to the same end; refusals."""
 
+import functools
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainingArguments
 
 from marsnn.errors import DivergedError, FileError, InputError
 from marsnn.refine import (
@@ -31,8 +33,9 @@ from marsnn.refine import (
 )
 from marsnn.refine.job import load_refined
 from marsnn.refine.loading import load_tokenizer
-from marsnn.refine.loop import last_whole_checkpoint
+from marsnn.refine.loop import Rows, last_whole_checkpoint
 from tests.helpers import same
+from tests.refine import folders
 from tests.refine.recipes import ALONE, Stop, command, write_recipe
 
 ROOT = Path(__file__).parent.parent.parent
@@ -259,7 +262,7 @@ def test_a_disk_that_is_full_is_one_line_and_the_last_checkpoint_stays(whole, tm
 
 
 def test_two_processes_come_to_what_one_does(whole, tmp_path):
-    """The whole road; learning by shared batches; the same by FSDP 2, killed on the way. One start for all."""
+    """The whole road; learning by shared batches; the same by FSDP 2, killed on the way; one start."""
     for name in ("road", "shared", "parts"):
         (tmp_path / name).mkdir()
     recipes = [
@@ -296,6 +299,12 @@ def together(out, whole):
         assert [each["loss"] for each in mine] == pytest.approx([each["loss"] for each in one], abs=1e-4)
         for name, weight in weights(whole / stage).items():
             torch.testing.assert_close(weights(out / stage)[name], weight, rtol=0, atol=1e-4, msg=name)
+
+
+def test_pretraining_is_not_sharded(whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match="pretrain it without FSDP"):
+        distill(load_recipe(write_recipe(tmp_path)))
 
 
 def test_fsdp_one_is_refused(whole, tmp_path, monkeypatch):
@@ -449,8 +458,6 @@ def test_sequences_make_whole_updates(whole):
 
 
 def test_vocabularies_that_differ_and_students_that_are_none(call, whole, tmp_path):
-    from tests.refine import folders
-
     folders.write_model(tmp_path / "other")
     path = learned_only(tmp_path, whole)
     text = path.read_text()
@@ -509,6 +516,25 @@ def test_every_setting_is_in_the_page():
     page = (ROOT / "docs" / "distill.md").read_text()
     for each in fields(LearnConfig):
         assert f"`{each.name}`" in page, each.name
+
+
+def test_the_pages_python_runs(whole, tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "distill.md").read_text()
+    block = next(
+        each for each in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "MarTrainer(student" in each
+    )
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text((whole / "learnt.txt").read_text())
+    arguments = functools.partial(TrainingArguments, use_cpu=True, disable_tqdm=True, report_to="none")
+    teacher = folders.model.__wrapped__()
+    names = {
+        "teacher": teacher, "tokenizer": folders.tokenizer(), "TrainingArguments": arguments,
+        "tokens": torch.randint(2, 250, (4, 64)), "rows": Rows(torch.randint(2, 250, (40, 16))),
+    }  # fmt: skip
+    exec(compile(block.replace("=100", "=2").replace("=20)", "=2)"), "docs/distill.md", "exec"), names)
+    found = load_refined(tmp_path / "distilled")
+    assert found.config.ssm_layers == [1, 3]
+    assert len(course(tmp_path / "distilled")) == 2
 
 
 def test_help_loads_no_torch():

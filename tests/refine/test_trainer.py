@@ -385,6 +385,20 @@ def test_log_v_has_a_rate_of_its_own_and_never_decays(made, tmp_path):
     assert last == pytest.approx([last[0]] * 3)  # one course for all
 
 
+def test_a_schedule_that_was_asked_for_is_the_one(made, tmp_path):
+    arguments = quiet_arguments(tmp_path, 4, 4, 1e-3, 1, 0.0, 4, 0)
+    arguments.lr_scheduler_type, arguments.warmup_steps = "linear", 0
+    run = MarTrainer(copy.deepcopy(made), teacher(), arguments, train_dataset=Rows(ROWS))
+    run.go_on()
+    rates = [each["learning_rate"] for each in run.state.log_history if "loss" in each]
+    assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    arguments.lr_scheduler_type, arguments.output_dir = "cosine", str(tmp_path / "cosine")
+    run = MarTrainer(copy.deepcopy(made), teacher(), arguments, train_dataset=Rows(ROWS))
+    run.go_on()
+    rates = [each["learning_rate"] for each in run.state.log_history if "loss" in each]
+    assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * n / 4)) / 2 for n in range(4)])
+
+
 def test_the_rate_of_log_v_is_the_others_where_it_has_none(made, tmp_path):
     run = trainer(copy.deepcopy(made), tmp_path, updates=1)
     run.go_on()

@@ -41,6 +41,18 @@ def count(name: str, value: object) -> int:
     return int(value)
 
 
+def not_negative(name: str, value: object) -> None:
+    """Refuse a setting that is not finite and zero or greater."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < 0:
+        raise InputError(f"{name} must be finite and >= 0, got {value!r}")
+
+
+def none_or_count(name: str, value: object) -> None:
+    """Refuse a setting that is no whole number >= 0, of which 0 stands for none."""
+    if value != 0 or isinstance(value, bool):
+        count(name, value)
+
+
 def finite(where: str, tensor: Tensor) -> None:
     """Refuse NaN and infinity, saying how many and where the first one is.
 

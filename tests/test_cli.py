@@ -23,6 +23,7 @@ from marsnn.tidy import read_table
 
 VERBS = (
     "demo", "simulate", "energy", "export", "verify", "bench", "ablate", "refine", "evaluate", "generate",
+    "pretrain", "distill",
 )  # fmt: skip
 
 

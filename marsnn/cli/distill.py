@@ -1,4 +1,4 @@
-"""The verbs that train whole language models: pretrain. What they do stands in `marsnn.refine`."""
+"""The verbs that train whole language models: pretrain, distill. What they do stands in `marsnn.refine`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from marsnn.cli.options import Json, print_json
 
+DISTILL = "marsnn distill docs/recipes/small.toml --out runs/small"
 PRETRAIN = "marsnn pretrain --out teacher, then  marsnn refine teacher --budget half --out refined"
 
 
@@ -56,7 +57,7 @@ def pretrain(
         warmup=warmup, weight_decay=weight_decay, save_every=save_every, seed=seed,
     )  # fmt: skip
     train(config, out, progress=True)
-    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
+    if not _speaks():
         return
     told = read_json(out / DONE)
     if as_json:
@@ -69,3 +70,33 @@ def pretrain(
     for name, bits in told["bits_per_byte"].items():
         print(f"held out, {name}: {bits:.3f} bits per byte")
     print(f"next:  marsnn refine {out} --budget half --out refined")
+
+
+def distill(
+    recipe: Annotated[Path, typer.Argument(help="a recipe's TOML file", metavar="RECIPE")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="folder for everything, in place of the recipe's")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="of everything random, in place of the recipe's", min=0)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """From text or a model to a distilled spiking one, by a recipe; the same again goes on after a kill."""
+    from marsnn.refine.recipe import distill as run
+    from marsnn.refine.recipe import load_recipe
+    from marsnn.refine.report import report_text
+
+    read = load_recipe(recipe, out, seed)
+    evaluation = run(read, progress=True)
+    if evaluation is None:
+        return
+    if as_json:
+        return print_json(evaluation.to_dict())
+    print(report_text(evaluation))
+    print(f"report: {read.out / 'report.html'}")
+
+
+def _speaks() -> bool:
+    """Of several processes one does."""
+    return os.environ.get("RANK", "0") == "0"

@@ -16,7 +16,7 @@ import typer
 
 from marsnn.cli.ablate import EXAMPLE, ablate
 from marsnn.cli.bench import bench
-from marsnn.cli.distill import PRETRAIN, pretrain
+from marsnn.cli.distill import DISTILL, PRETRAIN, distill, pretrain
 from marsnn.cli.options import Json, Seed, print_json
 from marsnn.cli.refine import EVALUATE, GENERATE, REFINE, evaluate, generate, refine, shape_energy
 from marsnn.errors import InputError, MarsnnError
@@ -249,6 +249,7 @@ for verb, example in (
     (evaluate, EVALUATE),
     (generate, GENERATE),
     (pretrain, PRETRAIN),
+    (distill, DISTILL),
 ):
     app.command(epilog=f"Example:  {example}")(verb)
 

@@ -19,11 +19,17 @@ from marsnn.refine.decode import Choice, prepare, release
 from marsnn.refine.export import ffn_inputs, ffn_network
 from marsnn.refine.int8 import int8_weights
 from marsnn.refine.latency import LatencyBudget, LatencyReport
+from marsnn.refine.learning import LearnConfig, learn
+from marsnn.refine.lora import add_lora, merge_lora
 from marsnn.refine.model import MarForCausalLM, MarModel
 from marsnn.refine.pipeline import RefineConfig, refine
 from marsnn.refine.planner import Plan, plan
 from marsnn.refine.pretraining import PretrainConfig, pretrain
 from marsnn.refine.pruning import prune
+from marsnn.refine.recipe import Recipe, distill, load_recipe
+from marsnn.refine.sbds import SbdsLoss, sbds_head_loss, sbds_loss
+from marsnn.refine.teacher_cache import TeacherCache
+from marsnn.refine.trainer import MarTrainer, SbdsConfig
 from marsnn.refine.transfer import convert
 from marsnn.refine.vision import MarForImageClassification, MarVisionModel
 
@@ -33,28 +39,41 @@ __all__ = [
     "Choice",
     "LatencyBudget",
     "LatencyReport",
+    "LearnConfig",
     "MarCache",
     "MarConfig",
     "MarForCausalLM",
     "MarForImageClassification",
     "MarModel",
+    "MarTrainer",
     "MarVisionConfig",
     "MarVisionModel",
     "Plan",
     "PretrainConfig",
+    "Recipe",
     "RefineConfig",
+    "SbdsConfig",
+    "SbdsLoss",
+    "TeacherCache",
+    "add_lora",
     "add_spikes",
     "align",
     "convert",
+    "distill",
     "ffn_inputs",
     "ffn_network",
     "firing_rates",
     "int8_weights",
+    "learn",
+    "load_recipe",
+    "merge_lora",
     "plan",
     "prepare",
     "pretrain",
     "prune",
     "refine",
     "release",
+    "sbds_head_loss",
+    "sbds_loss",
     "sparsify",
 ]

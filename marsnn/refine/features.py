@@ -42,16 +42,28 @@ def places(student: PreTrainedModel, sites: Sequence[str] = SITES) -> list[Place
     Raises:
         InputError: no such site.
     """
-    strange = sorted(set(sites) - set(SITES))
-    if strange:
-        raise InputError(f"features are of the sites {', '.join(SITES)}; there is no site {strange[0]!r}")
     own = set(getattr(student.config, "ssm_layers", ()))
     return [
         (layer, site)
         for layer in range(student.config.num_hidden_layers)
-        for site in sites
+        for site in checked_sites(sites)
         if site != "mixer_out" or layer not in own
     ]
+
+
+def checked_sites(sites: Sequence[str]) -> tuple[str, ...]:
+    """Names of `SITES`.
+
+    Raises:
+        InputError: there is no such site, or none at all.
+    """
+    named = (sites,) if isinstance(sites, str) else tuple(sites)
+    strange = sorted({str(each) for each in named} - set(SITES))
+    if strange or not named:
+        raise InputError(
+            f"sites are some of {', '.join(SITES)}; there is no site {strange[0] if strange else ''!r}"
+        )
+    return named
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from marsnn.errors import FileError, InputError
@@ -166,9 +167,14 @@ def save_refined(model: MarForCausalLM, tokenizer: Any, folder: Path) -> None:
         FileError: it can't be written; what was written before is left as it was.
     """
     (folder / DONE).unlink(missing_ok=True)
-    with quietly(), new_folder(folder / ".part") as beside:
-        model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+    try:
+        with quietly(), new_folder(folder / ".part") as beside:
+            model.save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
+    except SafetensorError as error:
+        raise FileError(
+            f"{folder}: can't write the model: {str(error).splitlines()[0]}; make room"
+        ) from error
     for file in sorted((folder / ".part").iterdir()):
         file.replace(folder / file.name)
     (folder / ".part").rmdir()

@@ -129,7 +129,7 @@ def digest(*parts: str | Tensor) -> str:
         if isinstance(part, str):
             found.update(part.encode())
         else:
-            found.update(part.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            found.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -11,23 +11,27 @@ import importlib.util
 import math
 import os
 import time
+import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from marsnn.errors import DivergedError, FileError, InputError, MarsnnError
+from marsnn.errors import DivergedError, FileError, InputError, MarsnnError, NonFiniteError
 from marsnn.files import PathLike, json_text, read_json, write_text
 from marsnn.progress import duration, say
 from marsnn.refine.loading import quietly
 from marsnn.training import warmup_cosine
 
+Kind = TypeVar("Kind", bound=nn.Module)
+
 SEAL = "whole.json"
-"""In a checkpoint: name -> bytes of every other file, written last."""
+"""In a checkpoint: name -> [bytes, CRC-32] of every other file, written last."""
 
 
 # ---- data -----------------------------------------------------------------------------------------------
@@ -106,6 +110,7 @@ def quiet_arguments(
         dataloader_drop_last=True,
         dataloader_pin_memory=gpus > 0,
         learning_rate=learning_rate,
+        lr_scheduler_type="cosine",
         warmup_steps=warmup,
         optim="adamw_torch",
         adam_beta2=0.95,
@@ -164,19 +169,51 @@ class Loop(Trainer):
         with quietly():
             super().__init__(*args, callbacks=own, **kwargs)
         self.remove_callback(PrinterCallback)
+        self._matrices = {name for name, each in self.model.named_parameters() if each.ndim > 1}
         self.began_at = 0  # the update that this run went on from
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices; Trainer's own rule goes by Llama's names. Names are those before a model was wrapped."""
+        plain = {name: name.replace("_fsdp_wrapped_module.", "") for name, _ in model.named_parameters()}
+        return [name for name, own in plain.items() if own.removeprefix("module.") in self._matrices]
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The house's warmup and cosine, whose first update is not lost."""
+        """For a cosine the house's, whose first update is not lost; others are Trainer's."""
+        if self.args.lr_scheduler_type != "cosine":
+            return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[no-any-return]
         if self.lr_scheduler is None:
             chosen = self.optimizer if optimizer is None else optimizer
-            schedule = warmup_cosine(chosen, int(self.args.warmup_steps), num_training_steps)
+            warmup = max(1, self.args.get_warmup_steps(num_training_steps))
+            schedule = warmup_cosine(chosen, warmup, num_training_steps)
             self.lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None = schedule
             self._created_lr_scheduler = True
         assert self.lr_scheduler is not None
         return self.lr_scheduler
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As Trainer's; a layer that refuses what isn't finite stops the run as a loss would."""
+        try:
+            return super().training_step(*args, **kwargs)  # type: ignore[no-any-return]
+        except NonFiniteError as error:
+            raise diverged("activations", self.args, self.state.global_step + 1) from error
+
+    def whole(self, make: Callable[[], Kind]) -> Kind:
+        """The trained model; where its weights lie in parts (FSDP), one that has all of them.
+
+        Every process must call it; under FSDP the first one gets the weights.
+
+        Args:
+            make: the same model anew.
+        """
+        if not self.is_fsdp_enabled:
+            return self.model  # type: ignore[no-any-return]
+        weights = self.accelerator.get_state_dict(self.model_wrapped)
+        made = make()
+        if weights:
+            made.load_state_dict(weights)
+        return made
 
     def go_on(self) -> list[float]:
         """Train to the end, from the last whole checkpoint if there is one: the loss of every update.
@@ -187,7 +224,9 @@ class Loop(Trainer):
             DivergedError: a loss or gradient became NaN or infinite.
             FileError: a checkpoint can't be written.
         """
-        last = last_whole_checkpoint(self.args.output_dir)
+        # weights that lie in parts are only loaded to train on: go back to where that is due
+        end = self.args.max_steps if self.is_fsdp_enabled else None
+        last = last_whole_checkpoint(self.args.output_dir, before=end)
         self.began_at = 0 if last is None else step_of(last)
         try:
             with quietly():
@@ -232,21 +271,23 @@ class StopOnNaN(TrainerCallback):
         if args.world_size > 1:  # whoever stops, all do
             torch.distributed.all_reduce(fine, torch.distributed.ReduceOp.MIN)
         if not bool(fine):
-            self._stop("gradient", args, state.global_step + 1)
+            raise diverged("gradient", args, state.global_step + 1)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
         if not math.isfinite((logs or {}).get("loss", 0.0)):
-            self._stop("loss", args, state.global_step)
+            raise diverged("loss", args, state.global_step)
 
-    def _stop(self, said: str, args: Any, update: int) -> None:
-        last = last_whole_checkpoint(args.output_dir)
-        kept = "nothing was saved before" if last is None else f"{last} is the last good checkpoint"
-        raise DivergedError(
-            f"the {said} became NaN or infinite in update {update}; {kept}. Try a learning_rate below "
-            f"{args.learning_rate:g}, in another folder"
-        )
+
+def diverged(said: str, args: Any, update: int) -> DivergedError:
+    """What to raise when something is no number any more."""
+    last = last_whole_checkpoint(args.output_dir)
+    kept = "nothing was saved before" if last is None else f"{last} is the last good checkpoint"
+    return DivergedError(
+        f"the {said} became NaN or infinite in update {update}; {kept}. Try a learning_rate below "
+        f"{args.learning_rate:g}, in another folder"
+    )
 
 
 class Tell(TrainerCallback):
@@ -291,13 +332,20 @@ class Seal(TrainerCallback):
 
 def seal(checkpoint: Path) -> None:
     """Write down what a whole checkpoint consists of."""
-    sizes = {path.name: path.stat().st_size for path in sorted(checkpoint.iterdir()) if path.name != SEAL}
-    write_text(checkpoint / SEAL, json_text(sizes))
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != SEAL)
+    write_text(
+        checkpoint / SEAL, json_text({str(path.relative_to(checkpoint)): _sums(path) for path in files})
+    )
 
 
-def last_whole_checkpoint(folder: PathLike) -> Path | None:
-    """The checkpoint of the most updates in a folder that is as it was sealed; None where there is none."""
+def last_whole_checkpoint(folder: PathLike, before: int | None = None) -> Path | None:
+    """The checkpoint of the most updates in a folder that is as it was sealed; None where there is none.
+
+    Args:
+        before: less updates than that.
+    """
     found = [path for path in Path(folder).glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    found = [path for path in found if before is None or step_of(path) < before]
     return next((path for path in sorted(found, key=step_of, reverse=True) if _whole(path)), None)
 
 
@@ -308,7 +356,16 @@ def step_of(checkpoint: Path) -> int:
 
 def _whole(checkpoint: Path) -> bool:
     try:
-        sizes = read_json(checkpoint / SEAL)
-        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+        sealed = read_json(checkpoint / SEAL)
+        return all(_sums(checkpoint / name) == sums for name, sums in sealed.items())
     except (OSError, AttributeError):
         return False
+
+
+def _sums(path: Path) -> list[int]:
+    """Bytes and CRC-32 of a file."""
+    size = total = 0
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            size, total = size + len(block), zlib.crc32(block, total)
+    return [size, total]

@@ -17,6 +17,9 @@ from marsnn.refine.model import MarForCausalLM
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
+FROZEN = {*PROJECTIONS, "embed_tokens", "lm_head"}
+"""Whose matrices stay as they are."""
+
 
 def add_lora(
     model: MarForCausalLM, rank: int = 8, alpha: int | None = None, targets: tuple[str, ...] = PROJECTIONS
@@ -52,9 +55,12 @@ def add_lora(
     config = LoraConfig(r=rank, lora_alpha=2 * rank if alpha is None else alpha, target_modules=list(targets))
     inject_adapter_in_model(config, model)
     for name, each in model.named_parameters():
-        own = "lora_" in name
-        frozen = each.ndim > 1 and any(part in name for part in ("_proj.", "embed_tokens", "lm_head"))
-        each.requires_grad_(own or (name in learned and not frozen))
+        frozen = each.ndim > 1 and set(name.split(".")) & FROZEN
+        each.requires_grad_("lora_" in name or (_plain(name) in learned and not frozen))
+
+
+def _plain(name: str) -> str:
+    return name.replace("base_layer.", "")
 
 
 def merge_lora(model: nn.Module) -> None:

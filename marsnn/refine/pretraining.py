@@ -151,6 +151,10 @@ def pretrain(config: PretrainConfig, out: Path, progress: bool = False) -> Llama
         if first:
             shutil.rmtree(work, ignore_errors=True)
         return load_model(out)  # type: ignore[no-any-return]
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise InputError(
+            "a Llama this small isn't sharded: pretrain it without FSDP, then go on from its folder"
+        )
     ids = load_file(work / "tokens.safetensors")["ids"]
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(llama_config(config))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
@@ -24,18 +25,24 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
+from marsnn.checks import count
 from marsnn.errors import FileError, InputError
 from marsnn.files import json_text, probe, read_json, read_toml, write_text
 from marsnn.progress import say
 from marsnn.refine.alignment import AlignConfig
+from marsnn.refine.config import MIXERS, checked_spikes
 from marsnn.refine.evaluation import Evaluation, EvaluationConfig, check_texts, evaluate
+from marsnn.refine.features import checked_sites
 from marsnn.refine.job import DONE, Job, load_refined, run_job
-from marsnn.refine.learning import LearnConfig, learn
-from marsnn.refine.loading import load_tokenizer
+from marsnn.refine.learning import LearnConfig, clear, learn
+from marsnn.refine.loading import checked_folder, load_tokenizer, usual_device
 from marsnn.refine.model import MarForCausalLM
+from marsnn.refine.planner import POLICIES, Budget
 from marsnn.refine.pretraining import PretrainConfig, pretrain
-from marsnn.refine.report import save_report
+from marsnn.refine.report import load_report, save_report
+from marsnn.refine.sparsity import checked_sparsity
 from marsnn.refine.stages import View, stages
+from marsnn.refine.trainer import one_gpu_each
 
 WAIT = timedelta(hours=12)
 """That processes wait for the one that refines."""
@@ -45,7 +52,7 @@ WAIT = timedelta(hours=12)
 class RefineSettings:
     """Of the section [refine]: the choices of `marsnn refine`."""
 
-    budget: str = "half"
+    budget: str | int = "half"
     policy: str = "sensitivity"
     mixer: str = "ssd"
     plan: str | None = None
@@ -65,6 +72,21 @@ class RefineSettings:
     learning_rate: float = 3e-3
     calibration: int = 8192
 
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES or self.policy == "manual":
+            raise InputError(
+                f"policy must be one of {', '.join(POLICIES[:-1])}, got {self.policy!r}; layers by hand go "
+                "through a plan"
+            )
+        if self.mixer not in MIXERS:
+            raise InputError(f"mixer must be one of {', '.join(MIXERS)}, got {self.mixer!r}")
+        Budget.parse(self.budget, sys.maxsize)
+        count("calibration", self.calibration)
+        object.__setattr__(self, "sites", checked_sites(self.sites))
+        made = self.job(Path(), Path(), 0, False)
+        checked_sparsity(made.sparsity, 1, spread=False)
+        checked_spikes(None if made.spikes is None else dict(made.spikes))
+
     def job(self, model: Path, out: Path, seed: int, progress: bool) -> Job:
         """What `marsnn refine` would do."""
         said = {"tau": self.tau, "fire_at": self.fire_at}
@@ -75,7 +97,7 @@ class RefineSettings:
             "settings": {"steps": self.steps, **usual, **chosen},
         }  # fmt: skip
         return Job(
-            model, out, self.budget, self.policy, None, self.mixer,
+            model, out, str(self.budget), self.policy, None, self.mixer,
             None if self.keep == 1 else {"mode": self.sparsity, "keep": self.keep},
             spikes if self.spikes else None,
             None if self.plan is None else Path(self.plan), text=self.text,
@@ -207,11 +229,16 @@ def distill(recipe: Recipe, progress: bool = False) -> Evaluation | None:
     """
     here = _processes()
     alone = here.is_main_process
+    if here.num_processes == 1 and torch.cuda.device_count() > 1:
+        raise InputError(one_gpu_each(torch.cuda.device_count()))
+    for each in (recipe.teacher, recipe.student):
+        if each is not None:
+            checked_folder(each)
     if alone:
         _begin(recipe)
     here.wait_for_everyone()
+    folder = _teacher(recipe, progress and alone)  # all processes train it together
     with here.main_process_first():
-        folder = _teacher(recipe, progress and alone)
         tokenizer = load_tokenizer(folder)
         check_texts(tokenizer, recipe.evaluate)
     with here.main_process_first():
@@ -221,7 +248,7 @@ def distill(recipe: Recipe, progress: bool = False) -> Evaluation | None:
             if not (start / DONE).is_file():
                 run_job(recipe.refine.job(folder, start, recipe.seed, progress and alone))
     assert start is not None
-    teacher = load_refined(folder)
+    teacher = load_refined(folder).to(usual_device())  # type: ignore[arg-type]
     found: dict[str, Path] = {"refined": start}
     for name, config in (("distilled", recipe.distill), ("sparse", recipe.sparse)):
         if config is None:
@@ -233,9 +260,13 @@ def distill(recipe: Recipe, progress: bool = False) -> Evaluation | None:
                 _student(start), teacher, tokenizer, config, out, recipe.seed,
                 _within(recipe.evaluate, teacher), progress and alone,
             )  # fmt: skip
+        elif alone:
+            clear(out)  # where a run was killed when it was done
         found[name] = start = out
     if not alone:
         return None
+    if (recipe.out / "report.json").is_file():
+        return load_report(recipe.out)
     return _measured(recipe, teacher, tokenizer, found, progress)
 
 
@@ -263,7 +294,7 @@ def _begin(recipe: Recipe) -> None:
                 f"{recipe.out}: holds a run of another recipe: {shown} was {before!r}, now {value!r}; "
                 "choose another out, or delete it"
             )
-    elif any(recipe.out.iterdir()):
+    elif any(not each.name.startswith(".") for each in recipe.out.iterdir()):
         raise FileError(f"{recipe.out}: holds something that no recipe left there; choose another out")
     write_text(path, json_text(own))
 
@@ -303,7 +334,8 @@ def _measured(
             rows |= {f"refined, {step}": view for step, view in steps.items()}
         else:
             whole = list(steps.values())[-1]
-            rows[f"{name}, without spikes"] = replace(whole, spiking=False)
+            if last.config.spikes is not None:
+                rows[f"{name}, without spikes"] = replace(whole, spiking=False)
             rows[name] = whole
     config = replace(recipe.evaluate, context=_within(recipe.evaluate, teacher).context)
     evaluation = evaluate(rows, tokenizer, config, "dense", progress)

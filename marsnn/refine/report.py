@@ -7,9 +7,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from marsnn.files import PathLike, json_text, write_text
+from marsnn.errors import FileError
+from marsnn.files import PathLike, json_text, read_json, write_text
 from marsnn.plots.refinement import pictures
-from marsnn.refine.evaluation import Evaluation
+from marsnn.refine.evaluation import FORMAT, Evaluation
 from marsnn.refine.shapes import TABLES, by_site
 
 STYLE = """body{font-family:sans-serif;max-width:72em;margin:2em auto;padding:0 1em;color:#333}
@@ -17,10 +18,23 @@ pre{overflow-x:auto;background:#f6f6f6;padding:1em;font-size:12px}svg{max-width:
 
 
 def save_report(evaluation: Evaluation, folder: PathLike) -> None:
-    """Write report.json, report.txt and report.html."""
-    write_text(Path(folder) / "report.json", json_text(evaluation.to_dict()))
+    """Write report.txt, report.html, and report.json last."""
     write_text(Path(folder) / "report.txt", report_text(evaluation))
     write_text(Path(folder) / "report.html", _page(evaluation))
+    write_text(Path(folder) / "report.json", json_text(evaluation.to_dict()))
+
+
+def load_report(folder: PathLike) -> Evaluation:
+    """What `save_report` wrote.
+
+    Raises:
+        FileError: it isn't there, or is no report.
+    """
+    path = Path(folder) / "report.json"
+    told = read_json(path)
+    if not isinstance(told, dict) or told.get("format") != FORMAT:
+        raise FileError(f"{path}: not a report of an evaluation; delete it, and it is measured again")
+    return Evaluation(told["rows"], told["settings"], told.get("refinement"))
 
 
 def report_text(evaluation: Evaluation) -> str:

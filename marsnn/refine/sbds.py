@@ -21,9 +21,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from marsnn.errors import InputError, ShapeError
+from marsnn.checks import not_negative
+from marsnn.errors import ShapeError
 from marsnn.linear import linear
 
 CHUNK = {"cpu": 2**24, "cuda": 2**26}
@@ -75,16 +77,16 @@ def sbds_loss(
         >>> round(sbds_loss(teacher, student).loss.item(), 4)
         0.369
     """
-    _check_weights(alpha=alpha, beta=beta, feature_weight=feature_weight)
+    for name, value in (("alpha", alpha), ("beta", beta), ("feature_weight", feature_weight)):
+        not_negative(name, value)
     if teacher_logits.shape != student_logits.shape or student_logits.ndim < 1:
         raise ShapeError(
             f"teacher and student must tell the same tokens apart: their logits are "
             f"{list(teacher_logits.shape)} and {list(student_logits.shape)}"
         )
     weights = _weights(mask, student_logits)
-    logits = _LogitLoss.apply(
-        teacher_logits.detach().flatten(0, -2), student_logits.flatten(0, -2), weights, alpha, beta
-    )
+    pair = [torch.atleast_2d(each) for each in (teacher_logits.detach(), student_logits)]
+    logits = _LogitLoss.apply(*pair, weights, alpha, beta)
     assert isinstance(logits, Tensor)
     return _joined(logits, teacher_features, student_features, weights, feature_weight)
 
@@ -111,7 +113,8 @@ def sbds_head_loss(
     Raises:
         ShapeError, InputError: as `sbds_loss`.
     """
-    _check_weights(alpha=alpha, beta=beta, feature_weight=feature_weight)
+    for name, value in (("alpha", alpha), ("beta", beta), ("feature_weight", feature_weight)):
+        not_negative(name, value)
     if (
         teacher_hidden.shape[:-1] != student_hidden.shape[:-1]
         or teacher_head.shape[0] != student_head.shape[0]
@@ -125,8 +128,8 @@ def sbds_head_loss(
         )
     weights = _weights(mask, student_hidden)
     logits = _HeadLoss.apply(
-        teacher_hidden.detach().flatten(0, -2), teacher_head.detach(), student_hidden.flatten(0, -2),
-        student_head, weights, alpha, beta,
+        _tokens(teacher_hidden.detach()), teacher_head.detach(), _tokens(student_hidden), student_head,
+        weights, alpha, beta,
     )  # fmt: skip
     assert isinstance(logits, Tensor)
     return _joined(logits, teacher_features, student_features, weights, feature_weight)
@@ -164,22 +167,27 @@ def _divergence(
     """L1 of each token [tokens] of logits [tokens, V], and its gradient to the student's.
 
     With r = log p - log q the gradient is alpha (q - p) - beta q (r + KL(q || p)). What has no probability
-    adds nothing, however small its logarithm is, -inf included.
+    adds nothing, however small its logarithm is, -inf included; nor does a divergence of no weight, where it
+    is infinite.
     """
     log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
     p, q = log_p.exp(), log_q.exp()
     ratio = log_p.sub_(log_q)
-    forward = torch.where(p > 0, p * ratio, 0.0).sum(-1)
-    above = torch.where(q > 0, q * ratio, 0.0)
-    backward = -above.sum(-1)
-    found = alpha * forward + beta * backward
-    if not gradient:
-        return found, None
-    return found, q.mul_((alpha - beta * backward).unsqueeze(-1)).sub_(above, alpha=beta).sub_(p, alpha=alpha)
+    found = q.new_zeros(q.shape[:-1])
+    if alpha:
+        found = found + alpha * torch.where(p > 0, p * ratio, 0.0).sum(-1)
+    slope = q.sub(p).mul_(alpha) if gradient else None  # exactly 0 where both are equal
+    if beta:
+        above = torch.where(q > 0, q * ratio, 0.0)
+        backward = -above.sum(-1)
+        found = found + beta * backward
+        if slope is not None:
+            slope.sub_(q.mul_(backward.unsqueeze(-1)).add_(above), alpha=beta)
+    return found, slope
 
 
 class _LogitLoss(torch.autograd.Function):
-    """The weighted sum over tokens of L1, [], of logits [tokens, V]."""
+    """The weighted sum over tokens of L1, [], of logits [*, V]."""
 
     @staticmethod
     def forward(
@@ -188,19 +196,20 @@ class _LogitLoss(torch.autograd.Function):
         ctx.save_for_backward(teacher, student, weights)
         ctx.alpha, ctx.beta = alpha, beta
         total = weights.new_zeros(())
-        for part in _chunks(student.shape[0], student.shape[1], student.device):
-            found, _ = _divergence(_exact(teacher[part]), _exact(student[part]), alpha, beta, False)
+        for part, where in _places(student):
+            found, _ = _divergence(*_exact_pair(teacher[where], student[where]), alpha, beta, False)
             total += _counted(found, weights[part])
         return total
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         teacher, student, weights = ctx.saved_tensors
         gradient = torch.empty_like(student)
-        for part in _chunks(student.shape[0], student.shape[1], student.device):
-            _, own = _divergence(_exact(teacher[part]), _exact(student[part]), ctx.alpha, ctx.beta, True)
+        for part, where in _places(student):
+            _, own = _divergence(*_exact_pair(teacher[where], student[where]), ctx.alpha, ctx.beta, True)
             assert own is not None
-            gradient[part] = _weighted(own, weights[part] * slope)
+            gradient[where] = _weighted(own, weights[part] * slope).to(gradient.dtype)
         return None, gradient, None, None, None
 
 
@@ -224,12 +233,13 @@ class _HeadLoss(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             head = torch.zeros_like(student_head, dtype=_exact(student_head[:0]).dtype)
         total = weights.new_zeros(())
+        leaf = student_head.detach().requires_grad_()  # one for all chunks: autocast casts it once
         for part in _chunks(len(student), len(student_head), student.device):
             theirs = linear(teacher[part], teacher_head)
             with torch.enable_grad():
-                sources = [each.detach().requires_grad_() for each in (student[part], student_head)]
+                sources = [student[part].detach().requires_grad_(), leaf]
                 own = linear(*sources)
-            found, slope = _divergence(_exact(theirs), _exact(own.detach()), alpha, beta, wants)
+            found, slope = _divergence(*_exact_pair(theirs, own.detach()), alpha, beta, wants)
             total += _counted(found, weights[part])
             if slope is None:
                 continue
@@ -242,7 +252,8 @@ class _HeadLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         hidden, head = ctx.saved_tensors
         made = [None if each is None else each * slope.to(each.dtype) for each in (hidden, head)]
         return None, None, made[0], made[1], None, None, None
@@ -255,8 +266,26 @@ def _chunks(tokens: int, vocabulary: int, device: torch.device) -> Iterator[slic
         yield slice(start, min(start + size, tokens))
 
 
+def _places(x: Tensor) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    """Chunks of the tokens of x [*, V], and where they stand in it; so a slice is never copied whole."""
+    shape = x.shape[:-1]
+    for part in _chunks(math.prod(shape), x.shape[-1], x.device):
+        at = torch.arange(part.start, part.stop, device=x.device)
+        yield part, torch.unravel_index(at, shape)
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """[*, D] to [tokens, D]."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
 def _exact(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _exact_pair(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    student = _exact(student)
+    return teacher.to(student.dtype), student
 
 
 def _counted(found: Tensor, weights: Tensor) -> Tensor:
@@ -269,12 +298,6 @@ def _weighted(slope: Tensor, weights: Tensor) -> Tensor:
 
 
 # ---- what both forms share ----------------------------------------------------------------------------
-
-
-def _check_weights(**weights: float) -> None:
-    for name, value in weights.items():
-        if not math.isfinite(value) or value < 0:
-            raise InputError(f"{name} must be finite and >= 0, got {value!r}")
 
 
 def _weights(mask: Tensor | None, like: Tensor) -> Tensor:

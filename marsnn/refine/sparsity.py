@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from marsnn.errors import InputError, ShapeError
@@ -124,7 +125,10 @@ class MaskedLinear(Linear):
         if size.shape != self.weight.shape[1:]:
             raise ShapeError(f"expected E|x| [{self.weight.shape[1]}], got {list(size.shape)}")
         kept = max(1, round(self.keep * self.weight.shape[1]))
-        score = self.weight.detach().abs() * size.to(self.weight)
+        weight = self.weight.detach()
+        if isinstance(weight, DTensor):  # it lies in parts: FSDP
+            weight = weight.full_tensor()
+        score = weight.abs() * size.to(weight)
         self.mask.zero_().scatter_(1, score.topk(kept, dim=1).indices, True)
 
     def extra_repr(self) -> str:

@@ -1,7 +1,8 @@
 """What a teacher said, kept on disk: its last hidden states, from which its head makes the logits again.
 
 A token takes 2 D or 4 D bytes where its logits would take 4 V, and logits are those of the teacher to the
-bit. Features are not kept: a student that is compared inside needs its teacher beside it.
+bit. It is heard in its own dtype, without autocast. Features are not kept: a student that is compared inside
+needs its teacher beside it.
 
     FOLDER/hidden.bin          [rows, L, D], in the teacher's dtype
     FOLDER/head.safetensors    [V, D]
@@ -86,8 +87,12 @@ class TeacherCache:
         """
         rows = [data[index] for index in range(len(data))]  # type: ignore[arg-type]
         ids = _stacked(rows)
+        masks = [row.get("attention_mask") for row in rows]
         path = Path(folder)
-        key = digest(str(teacher.dtype), ids, *teacher.parameters())
+        seen_by = [each for each in masks if each is not None]
+        key = digest(
+            str(teacher.dtype), teacher.config.to_json_string(), ids, *seen_by, *teacher.parameters()
+        )
         with contextlib.suppress(FileError):
             there = cls(path)
             if there.key == key:
@@ -98,7 +103,6 @@ class TeacherCache:
         )
         try:
             with (path / "hidden.bin").open("wb") as file, torch.no_grad():
-                masks = [row.get("attention_mask") for row in rows]
                 for start in track(range(0, len(ids), batch), "teacher", progress):
                     part = ids[start : start + batch].to(teacher.device)
                     more = masks[start : start + batch]

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-from marsnn.checks import count
+from marsnn.checks import count, none_or_count, not_negative, positive
 from marsnn.errors import InputError
 from marsnn.refine.config import SITES
-from marsnn.refine.features import KINDS, observed, places
+from marsnn.refine.features import KINDS, checked_sites, observed, places
 from marsnn.refine.loop import Loop
 from marsnn.refine.model import MarForCausalLM, layers_of, site_of
 from marsnn.refine.refresh import Refresh
@@ -64,6 +64,8 @@ class SbdsConfig:
     )
 
     def __post_init__(self) -> None:
+        for name in ("alpha", "beta", "feature_weight"):
+            not_negative(name, getattr(self, name))
         for name, known in (("features", KINDS), ("trained", TRAINED)):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -73,13 +75,15 @@ class SbdsConfig:
         if not turns[1]:
             raise InputError("alternate must have updates with spikes: its second number is 0")
         object.__setattr__(self, "alternate", turns)
-        object.__setattr__(self, "sites", tuple(self.sites))
+        object.__setattr__(self, "sites", checked_sites(self.sites))
+        if self.threshold_learning_rate is not None:
+            positive("threshold_learning_rate", self.threshold_learning_rate)
         if self.steps_from is not None:
             count("steps_from", self.steps_from)
-        if not 0 <= self.anneal <= 1:
+        not_negative("anneal", self.anneal)
+        if self.anneal > 1:
             raise InputError(f"anneal must be a share from 0 to 1, got {self.anneal!r}")
-        if isinstance(self.refresh_every, bool) or self.refresh_every < 0:
-            raise InputError(f"refresh_every must be 0 or a number of updates, got {self.refresh_every!r}")
+        none_or_count("refresh_every", self.refresh_every)
 
     def spikes_in(self, update: int) -> bool:
         """Whether spikes take part in an update, the first of which is 0."""
@@ -112,7 +116,8 @@ class MarTrainer(Loop):
 
     Raises:
         InputError: vocabularies that differ, a model without spikes of which spikes are to be trained,
-            features of a teacher that is only remembered.
+            features of a teacher of another shape or that is only remembered, one process for several GPUs,
+            FSDP 1.
         DivergedError: while training, a loss or gradient that is NaN or infinite; checkpoints hold none.
 
     Example:
@@ -135,20 +140,25 @@ class MarTrainer(Loop):
                 f"{type(model).__name__}"
             )
         check_pair(teacher, model)
-        if isinstance(teacher, TeacherCache) and self.sbds.features != "none":
-            raise InputError('a teacher that is only remembered has no features; set features="none"')
+        if self.sbds.features != "none":
+            _check_features(teacher, model)
+        if args.n_gpu > 1:
+            raise InputError(one_gpu_each(args.n_gpu))
         self.student, self.teacher = model, teacher
         self.spiking = spiking_inputs(model)
         self.steps = self.spiking[0].neuron.steps if self.spiking else 0
         choose_trained(model, self.sbds.trained)
         self.places = places(model, self.sbds.sites)
         self._parts: dict[str, Tensor] = {}
+        self.updates_since = 0  # updates since they were logged
         super().__init__(model=model, args=args, **rest)
-        self.model_accepts_loss_kwargs = True  # so that Trainer counts the tokens of an update for us
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version < 2:
+            raise InputError(
+                "FSDP 1 is out of date and not supported; set  fsdp_version: 2  (FSDP_VERSION=2)"
+            )
+        self.model_accepts_loss_kwargs = True  # compute_loss scales, so Trainer must not
         if not isinstance(teacher, TeacherCache):
-            teacher.eval().requires_grad_(False)
-            if self.place_model_on_device:
-                teacher.to(args.device)  # type: ignore[arg-type]
+            teacher.eval().requires_grad_(False).to(args.device)
         self.add_callback(_Course(self))
 
     # ---- the loss ---------------------------------------------------------------------------------------
@@ -160,12 +170,16 @@ class MarTrainer(Loop):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """SBDS of a batch; a mean over the tokens of the whole update, of which this batch has a share."""
+        """SBDS of a batch; a mean over the tokens of the whole update, of which this batch has a share.
+
+        Where several processes count together, it is multiplied by their number, for gradients and losses
+        are averaged over them afterwards.
+        """
         counts = counting(inputs)
         found = self._sbds(model, inputs, counts)
         share: Tensor | float = 1.0
         if num_items_in_batch is not None:
-            share = counts.sum() / num_items_in_batch
+            share = counts.sum() / torch.as_tensor(num_items_in_batch).clamp(min=1)
             if self.args.average_tokens_across_devices:
                 share = share * self.accelerator.num_processes
         if model.training:
@@ -208,12 +222,19 @@ class MarTrainer(Loop):
     def log(self, logs: dict[str, float], *rest: Any, **more: Any) -> None:
         """As Trainer's, with the parts of the loss since the last time."""
         if "loss" in logs and self._parts:
-            updates = max(1, self.state.global_step - self._globalstep_last_logged)
             for name, total in self._parts.items():
-                mean = self.accelerator.reduce(total / updates, "mean")
+                mean = self.accelerator.reduce(total / max(1, self.updates_since), "mean")
                 logs[f"loss_{name}"] = mean.item()
             self._parts.clear()
+            self.updates_since = 0
         super().log(logs, *rest, **more)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """Trainer's hook: predictions that count in an update; Trainer itself would count padding, too."""
+        found = sum((counting(each).sum() for each in batch_samples), torch.tensor(0)).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            found = self.accelerator.gather(found).sum()
+        return found
 
     # ---- what belongs to an update ----------------------------------------------------------------------
 
@@ -277,6 +298,7 @@ class _Course(TrainerCallback):
             self.refresh = Refresh(self.trainer.student)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.updates_since += 1
         if self.refresh is not None:
             self.refresh.finish(self.trainer.accelerator)
             self.refresh = None
@@ -295,6 +317,29 @@ def check_pair(teacher: PreTrainedModel | TeacherCache, student: PreTrainedModel
             f"the teacher tells {theirs:,} tokens apart, the student {own:,}: distillation needs one "
             "vocabulary; refine the student from this teacher"
         )
+
+
+SHAPE = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
+
+
+def _check_features(teacher: PreTrainedModel | TeacherCache, student: PreTrainedModel) -> None:
+    if isinstance(teacher, TeacherCache):
+        raise InputError('a teacher that is only remembered has no features; set features="none"')
+    for name in SHAPE:
+        theirs, own = getattr(teacher.config, name), getattr(student.config, name)
+        if theirs != own:
+            raise InputError(
+                f"the teacher's {name} is {theirs}, the student's {own}: they can't be compared inside; set "
+                'features="none"'
+            )
+
+
+def one_gpu_each(gpus: int) -> str:
+    """What to do where one process sees several GPUs."""
+    return (
+        f"one process sees {gpus} GPUs and distils on one; start one each by  torchrun --nproc-per-node "
+        f"{gpus} -m marsnn ..., or show it one by CUDA_VISIBLE_DEVICES=0"
+    )
 
 
 def spiking_inputs(model: MarForCausalLM) -> list[SpikingInput]:

@@ -66,7 +66,7 @@ def test_short_docstrings_are_left_out_and_repeated_ones_taken_once(tmp_path):
     for name, held in (("one", long), ("two", "c" * (LEAST - 1)), ("three", long), ("four", other)):
         (tmp_path / f"{name}.py").write_text(f'"""{held}"""\n')
     files = [tmp_path / f"{name}.py" for name in ("one", "two", "three", "four")]
-    assert texts._docstrings(files, None) == f"{long}\n\n{other}"
+    assert texts._gathered(files, texts._long_docstrings, None) == f"{long}\n\n{other}"
 
 
 def test_what_is_no_text_is_told_of(tmp_path):

@@ -75,7 +75,7 @@ def sbds_loss(
         >>> from marsnn.refine import sbds_loss
         >>> teacher, student = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]])
         >>> round(sbds_loss(teacher, student).loss.item(), 4)
-        0.369
+        0.3692
     """
     for name, value in (("alpha", alpha), ("beta", beta), ("feature_weight", feature_weight)):
         not_negative(name, value)

@@ -185,19 +185,16 @@ def page(text: str) -> str:
 
 
 def draw() -> None:
-    """docs/images/distill-curve.png and distill-ladder.png."""
+    """docs/images/distill-curve.png and distill-arms.png."""
     found = kept("distill-smollm2")
     dense = {text: each["bits_per_byte"] for text, each in found["rows"]["dense"]["texts"].items()}
-    save_figure(
-        recovery_curve(found["refinement"]["distillation"]["course"], dense).figure,
-        DOCS / "images" / "distill-curve.png",
-    )
-    figure, axes = plt.subplots(
-        2, 1, figsize=(7.0, 5.6), layout="constrained", height_ratios=(4, 10), sharex=False
-    )
+    course = found["refinement"]["distillation"]["course"]
+    save_figure(recovery_curve(course, dense), DOCS / "images" / "distill-curve.png")
+    arms = kept("distillation")
+    _, axes = plt.subplots(2, 1, figsize=(7.0, 5.6), layout="constrained", height_ratios=(4, 10))
     for ax, table in zip(axes, ("ladder", "code"), strict=True):
-        arm_intervals(kept("distillation"), table, ax)
-    save_figure(figure, DOCS / "images" / "distill-arms.png")
+        arm_intervals(arms, table, ax)
+    save_figure(axes[0], DOCS / "images" / "distill-arms.png")
 
 
 if __name__ == "__main__":

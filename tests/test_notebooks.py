@@ -25,6 +25,7 @@ SMALLER = {
     "05_refine_a_llama.ipynb": {
         "MODEL": None, "UPDATES": 3, "LENGTH": 64, "SEQUENCES": 40, "TOKENS": 128, "CONTEXT": 64,
     },
+    "06_distill.ipynb": {"TEACHER": None, "ALIGN": 2, "UPDATES": 4, "LENGTH": 64, "TOKENS": 128},
 }  # fmt: skip
 
 # Homes and roots of Unix and Windows, installed packages: what a machine would tell of itself.

@@ -35,9 +35,9 @@ def recovery_curve(
     tokens = [each["seen_tokens"] / 1e6 for each in looks]
     for (text, own), color in zip(dense.items(), COLORS, strict=False):
         behind = [100 * (each[text + END] / own - 1) for each in looks]
-        ax.plot(tokens, behind, "-o", markersize=4, color=color, label=text)
-        ax.annotate(f"{behind[-1]:+.1f} %", (tokens[-1], behind[-1]), (0, 6), textcoords="offset points",
-                    ha="right", fontsize="small", color=color)  # fmt: skip
+        ax.plot(
+            tokens, behind, "-o", markersize=4, color=color, label=f"{text}, {behind[-1]:+.1f} % at the end"
+        )
     ax.axhline(0, color=LIGHT, linewidth=0.8)
     ax.set_xlabel("tokens learnt from, millions")
     ax.set_ylabel("bits per byte\nabove the teacher's, %")

@@ -446,8 +446,8 @@ def test_nothing_drawn_is_clipped_by_the_figure(name):
 def test_a_recovery_is_drawn_in_percent_of_the_teacher_and_arms_by_their_seeds():
     ax = plots.recovery_curve(COURSE, {"topics": 0.9, "stdlib": 0.6})
     lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()[:2]}
-    assert lines["topics"] == pytest.approx([100 / 3, 10])
-    assert lines["stdlib"] == pytest.approx([50, 5])
+    assert lines["topics, +10.0 % at the end"] == pytest.approx([100 / 3, 10])
+    assert lines["stdlib, +5.0 % at the end"] == pytest.approx([50, 5])
     ax = plots.arm_intervals(ARMS, "ladder")
     dots = [line.get_xdata() for line in ax.get_lines() if line.get_marker() == "."]
     assert [list(each) for each in dots] == [

@@ -46,7 +46,7 @@ def kept(name: str) -> dict:
 
 
 def beside(found: dict) -> str:
-    """The paper's steps and ours, each against the first row of its table."""
+    """The paper's steps and ours: of the ladder against the row before, else against the table's first."""
     text = found["settings"]["held_out"][0]
     lines = [
         "| | paper, points of accuracy | here, points of accuracy | here, % bits per byte | cloze, points |",
@@ -54,18 +54,18 @@ def beside(found: dict) -> str:
     ]
     for table, theirs in PAPER.items():
         cells = {arm: found["cells"][key] for arm, key in found["tables"][table].items()}
-        first = next(iter(cells))
-        for arm, cell in cells.items():
-            if arm == first:
-                continue
-            own, reference = (by_seed(each, text, "accuracy") for each in (cell, cells[first]))
-            bits, before = (by_seed(each, text, "bits_per_byte") for each in (cell, cells[first]))
+        names = list(cells)
+        for place, arm in enumerate(names[1:], 1):
+            other = names[place - 1 if table == "ladder" else 0]  # a ladder is climbed step by step
+            own, reference = (by_seed(cells[each], text, "accuracy") for each in (arm, other))
+            bits, before = (by_seed(cells[each], text, "bits_per_byte") for each in (arm, other))
             share = {seed: bits[seed] / before[seed] - 1 for seed in bits}
             filled = [
-                cell["seeds"][seed]["cloze"] - cells[first]["seeds"][seed]["cloze"] for seed in cell["seeds"]
+                each["cloze"] - cells[other]["seeds"][seed]["cloze"]
+                for seed, each in cells[arm]["seeds"].items()
             ]
             lines.append(
-                f"| {arm} minus {first} | {theirs[arm] - theirs[first]:+.2f} | "
+                f"| {arm} minus {other} | {theirs[arm] - theirs[other]:+.2f} | "
                 f"{told(paired(own, reference))} | {told(interval(list(share.values())))} | "
                 f"{told(interval(filled))} |"
             )

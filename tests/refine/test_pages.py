@@ -1,4 +1,4 @@
-"""Runnable docs: the tables of docs/refine.md and README.md are those of the kept reports."""
+"""Runnable docs: tables of docs/refine.md, docs/results.md and README.md are those of the kept results."""
 
 import sys
 from pathlib import Path
@@ -35,3 +35,29 @@ def test_every_row_names_its_plan_and_its_context(make_refine):
         for row in make_refine.report(name)["rows"].values():
             assert row["context"] > 0
             assert {"attention_layers", "ssm_layers", "sparsity", "spikes"} <= set(row["plan"])
+
+
+@pytest.fixture
+def make_distill(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    import make_distill
+
+    yield make_distill
+    sys.modules.pop("make_distill")
+
+
+def test_the_page_of_results_holds_what_was_kept(make_distill):
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert make_distill.page(text) == text, "run  python docs/make_distill.py"
+    for mark, (make, name) in make_distill.SECTIONS.items():
+        if (make_distill.KEPT / f"{name}.json").is_file():
+            assert f"<!-- {mark} -->\n\n{make()}" in text
+
+
+def test_the_papers_steps_stand_beside_ours(make_distill):
+    found = make_distill.kept("distillation")
+    assert set(make_distill.PAPER) <= set(found["tables"])
+    for table, theirs in make_distill.PAPER.items():
+        assert list(theirs) == list(found["tables"][table])
+    assert "| + ATMN minus binary LIF | +8.92 |" in make_distill.beside(found)
+    assert "| + reverse KL minus + ATMN | +0.26 |" in make_distill.beside(found)

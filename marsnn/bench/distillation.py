@@ -63,11 +63,17 @@ MAR: dict[str, Any] = {
 }  # fmt: skip
 """The method: what every table varies."""
 
-WITHOUT = {**MAR, "features": "none"}
 
+def tables(own_steps: int = 4) -> dict[str, dict[str, Arm]]:
+    """Table -> arm -> its settings.
 
-def _tables() -> dict[str, dict[str, Arm]]:
-    forward: Arm = {**WITHOUT, "alpha": 1.0, "beta": 0.0}
+    Args:
+        own_steps: T of all tables but `code`. The fewer, the further students are from their teacher, and
+            the more a loss can make of it.
+    """
+    mar = {**MAR, "steps": own_steps}
+    without = {**mar, "features": "none"}
+    forward: Arm = {**without, "alpha": 1.0, "beta": 0.0}
     code: dict[str, Arm] = {}
     for steps in (1, 2, 4, 6):
         for tau in (0.5, 1.0, 2.0) if steps > 1 else (0.5,):  # with one step tau means nothing
@@ -76,20 +82,20 @@ def _tables() -> dict[str, dict[str, Arm]]:
     return {
         "ladder": {
             "binary LIF": {**forward, "neuron": "LIF", "tau": None}, "+ ATMN": forward,
-            "+ reverse KL": WITHOUT, "+ pre-norm features": MAR,
+            "+ reverse KL": without, "+ pre-norm features": mar,
         },
         "weights": {
-            f"alpha={alpha:g}, beta={beta:g}": {**WITHOUT, "alpha": alpha, "beta": beta}
+            f"alpha={alpha:g}, beta={beta:g}": {**without, "alpha": alpha, "beta": beta}
             for alpha, beta in ((1.0, 0.0), (0.0, 1.0), (0.7, 0.2), (0.2, 0.7))
         },
-        "features": {kind: {**MAR, "features": kind} for kind in ("pre", "post", "both")},
+        "features": {kind: {**mar, "features": kind} for kind in ("pre", "post", "both")},
         "code": code,
-        "sites": {"all four": MAR, **{site: {**MAR, "sites": [site]} for site in SITES}},
-        "turns": {"in turn": MAR, "spikes always": {**MAR, "alternate": [0, 1]}},
+        "sites": {"all four": mar, **{site: {**mar, "sites": [site]} for site in SITES}},
+        "turns": {"in turn": mar, "spikes always": {**mar, "alternate": [0, 1]}},
     }  # fmt: skip
 
 
-TABLES: dict[str, dict[str, Arm]] = _tables()
+TABLES: dict[str, dict[str, Arm]] = tables()
 
 RATES = (1e-3, 3e-3, 1e-2)
 """Peak learning rates that every arm chooses among."""
@@ -106,6 +112,7 @@ class DistillationConfig:
     """How much is trained and measured; equal for all arms."""
 
     tables: Sequence[str] = field(default=tuple(TABLES), metadata={"help": "which ablations"})
+    steps: int = field(default=4, metadata={"help": "T of all tables but code"})
     seeds: int = field(default=3, metadata={"help": "trainings of each arm after tuning"})
     updates: int = field(default=100, metadata={"help": "of a training; tuning takes a third as many"})
     batch: int = field(default=4, metadata={"help": "sequences an update"})
@@ -126,7 +133,7 @@ class DistillationConfig:
             raise InputError(
                 f"tables are {', '.join(TABLES)}; there is no {' '.join(unknown) or 'empty choice'}"
             )
-        for name in ("seeds", "updates", "batch", "length", "align", "tokens", "places", "workers"):
+        for name in ("steps", "seeds", "updates", "batch", "length", "align", "tokens", "places", "workers"):
             count(name, getattr(self, name))
 
 
@@ -150,7 +157,8 @@ def run(teacher: PathLike, work: PathLike, config: DistillationConfig | None = N
         "format": FORMAT, "teacher": digest(*model.parameters())[:16],
         **{name: each for name, each in _plain(asdict(config)).items() if name not in NOT_OF_A_CELL},
     }  # fmt: skip
-    arms = {_key(arm): arm for table in config.tables for arm in TABLES[table].values()}
+    known = tables(config.steps)
+    arms = {_key(arm): arm for table in config.tables for arm in known[table].values()}
     with Journal(folder / "cells.jsonl", header) as journal, engine("local", config.workers) as pool:
 
         def finish(cells: Sequence[dict[str, Any]], what: str) -> None:
@@ -186,9 +194,7 @@ def run(teacher: PathLike, work: PathLike, config: DistillationConfig | None = N
         "format": FORMAT,
         "settings": _plain(asdict(config)),
         "teacher": measured,
-        "tables": {
-            table: {name: _key(arm) for name, arm in TABLES[table].items()} for table in config.tables
-        },
+        "tables": {table: {name: _key(arm) for name, arm in known[table].items()} for table in config.tables},
         "cells": cells,
         "seconds": {"longest_cell": max(seconds), "this_run": time.perf_counter() - started},
     }

@@ -169,6 +169,7 @@ def distillation(
         list[str] | None,
         typer.Option(help="ladder, weights, features, code, sites or turns, may be repeated; without: all"),
     ] = None,
+    steps: Annotated[int, typer.Option(help="T of all tables but code", min=1)] = 4,
     seeds: Annotated[int, typer.Option(help="trainings of each arm after tuning", min=1)] = 3,
     updates: Annotated[int, typer.Option(help="of a training; tuning takes a third as many", min=3)] = 100,
     batch: Annotated[int, typer.Option(help="sequences an update", min=1)] = 4,
@@ -183,7 +184,14 @@ def distillation(
     from marsnn.bench import distillation as benchmark
 
     config = benchmark.DistillationConfig(
-        tuple(table or benchmark.TABLES), seeds, updates, batch, length, tokens=tokens, workers=workers
+        tuple(table or benchmark.TABLES),
+        steps,
+        seeds,
+        updates,
+        batch,
+        length,
+        tokens=tokens,
+        workers=workers,
     )
     _measure(lambda: benchmark.run(teacher, work, config), benchmark.markdown, save, as_json)
 

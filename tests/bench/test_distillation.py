@@ -35,6 +35,9 @@ def test_the_arms_are_those_of_the_paper():
         "LIF", 1.0, 0.0, "none",
     ]  # fmt: skip
     assert tables["ladder"]["+ pre-norm features"] == distillation.MAR
+    fewer = distillation.tables(2)
+    assert fewer["code"] == tables["code"]
+    assert {arm["steps"] for name, arms in fewer.items() if name != "code" for arm in arms.values()} == {2}
     pairs = {(arm["alpha"], arm["beta"]) for arm in tables["weights"].values()}
     assert pairs == {(1, 0), (0, 1), (0.7, 0.2), (0.2, 0.7)}
     code = {(arm["tau"], arm["steps"]) for arm in tables["code"].values()}

@@ -9,13 +9,13 @@ benchmarks/positions.json         report.json of  marsnn evaluate --positions
 """
 
 import json
-import re
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from make_refine import written
 
 from marsnn.bench import distillation, step
 from marsnn.bench.distillation import by_seed
@@ -179,8 +179,7 @@ def page(text: str) -> str:
         if f"<!-- {mark} -->" not in text or not (KEPT / f"{name}.json").is_file():
             continue
         inside = make()
-        pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", flags=re.DOTALL)
-        text = pattern.sub(lambda found, inside=inside: f"{found[1]}\n{inside}\n\n{found[2]}", text)
+        text = written(text, mark, inside)
     return text
 
 

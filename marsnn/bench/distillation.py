@@ -135,6 +135,10 @@ class DistillationConfig:
             )
         for name in ("steps", "seeds", "updates", "batch", "length", "align", "tokens", "places", "workers"):
             count(name, getattr(self, name))
+        if self.seeds > TUNING_SEED:
+            raise InputError(
+                f"seeds can be {TUNING_SEED} at most, got {self.seeds}: the next one is for tuning"
+            )
 
 
 def run(teacher: PathLike, work: PathLike, config: DistillationConfig | None = None) -> dict[str, Any]:
@@ -301,7 +305,7 @@ def _quality(
     found = {"nats": nats / number, "accuracy": right / number, "agreement": same / number}
     if tokenizer is not None:
         size = sum(len(tokenizer.decode(row[1:]).encode()) for row in rows)
-        found["bits_per_byte"] = nats / size * 1.4426950408889634
+        found["bits_per_byte"] = nats / math.log(2) / size
     return found
 
 

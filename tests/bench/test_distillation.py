@@ -91,6 +91,8 @@ def test_another_configuration_is_refused_by_name(ran):
         distillation.run(teacher, folder / "work", replace(config, updates=4))
     with pytest.raises(InputError, match="there is no ladders"):
         distillation.DistillationConfig(("ladders",))
+    with pytest.raises(InputError, match="the next one is for tuning"):
+        distillation.DistillationConfig(seeds=distillation.TUNING_SEED + 1)
 
 
 def test_the_tables_say_means_intervals_and_differences(ran):

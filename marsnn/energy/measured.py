@@ -123,7 +123,12 @@ class Measurement:
     def text(self) -> str:
         """One line: joules per token, or that it is too little to tell, and how that was found."""
         token, first = self.per_token_j, self.repeats[0]
-        if self.below_resolution:
+        if token.mean < -self.resolution_j:
+            told = (
+                f"below the meter's resolution: {joules_text(token.mean)} a token net, for it drew less than "
+                "at rest before: idle is not what it was"
+            )
+        elif self.below_resolution:
             told = (
                 f"below the meter's resolution: {joules_text(token.mean)} a token net, less than the "
                 f"{joules_text(self.resolution_j)} that it tells from zero; longer windows may tell it"

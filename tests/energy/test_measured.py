@@ -101,6 +101,10 @@ def test_a_gpu_is_waited_for_before_its_meter_is_read(monkeypatch):
     pending = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
 
+    def ask():
+        assert len(pending) < 1000, "nobody waits"
+        pending.append(1)
+
     def wait(device):  # only now is the work done that was asked for
         while pending:
             pending.pop()
@@ -108,7 +112,7 @@ def test_a_gpu_is_waited_for_before_its_meter_is_read(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "synchronize", wait)
     told = measure(
-        lambda: pending.append(1), 10, "cuda", 3, 2.0, [gpu(machine)], machine.clock, machine.sleep
+        ask, 10, "cuda", 3, 2.0, [gpu(machine)], machine.clock, machine.sleep
     )  # fmt: skip
     assert told.measurements[0].repeats == (Repeat(100.0, 2.0, 8),) * 3
     assert told.device == "cuda"
@@ -163,6 +167,10 @@ def test_negative_net_energy_is_below_the_resolution_and_still_told():
     assert "below the meter's resolution: -100 mJ a token net" in told.text()
     assert told.to_dict()["net_j_per_token"]["mean"] == pytest.approx(-0.1)
     assert told.to_dict()["below_resolution"] is True
+    steady = spread_of(10.0, 10.0, 10.0)  # far below zero, and sure of it
+    assert steady.per_token_j == Interval(-0.5, 0.0, 3)
+    assert steady.below_resolution
+    assert "-500 mJ a token net, for it drew less than at rest before" in steady.text()
 
 
 def test_energy_within_the_spread_is_below_the_resolution():

@@ -155,7 +155,8 @@ def test_a_thread_samples_the_power_while_the_work_goes_on():
 
 
 def test_a_meter_that_fails_on_the_way_is_told():
-    def read_w():
+    def read_w():  # once, and then as if nothing had been
+        power.read_w = lambda: 10.0
         raise MeterError("NVML, a GPU: no reading (GPU is lost)")
 
     power = PowerMeter("NVML, a GPU", "the GPU", lambda: 10.0)

@@ -17,7 +17,7 @@ import typer
 from marsnn.cli.ablate import EXAMPLE, ablate
 from marsnn.cli.bench import bench
 from marsnn.cli.distill import DISTILL, PRETRAIN, distill, pretrain
-from marsnn.cli.options import Json, Seed, print_json
+from marsnn.cli.options import Device, Json, Seed, print_json
 from marsnn.cli.refine import EVALUATE, GENERATE, REFINE, evaluate, generate, refine, shape_energy
 from marsnn.errors import InputError, MarsnnError
 
@@ -118,7 +118,8 @@ def simulate(
 
 @app.command(
     epilog="Example:  marsnn energy marsnn-demo/atmn.safetensors -i digits, or for a language model of any "
-    "size  marsnn energy --shape llama-7b --ssm all --keep 0.4 --steps 6"
+    "size  marsnn energy --shape llama-7b --ssm all --keep 0.4 --steps 6, or with this machine's meters "
+    "marsnn energy marsnn-demo/atmn.safetensors -i digits --measure"
 )
 def energy(
     network: Annotated[
@@ -146,24 +147,47 @@ def energy(
         float | None, typer.Option(help="of a shape: spikes per neuron and step; without it as measured")
     ] = None,
     contexts: Annotated[str, typer.Option(help="of a shape: contexts, by commas")] = "256,1024,4096",
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="also run it, and show joules by this machine's meters (NVML, RAPL)"),
+    ] = False,
+    device: Annotated[
+        Device | None, typer.Option(help="of --measure: cpu or cuda; without it the GPU where there is one")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="of --measure: windows of calls", min=2)] = 5,
+    seconds: Annotated[float, typer.Option(help="of --measure: length of a window")] = 2.0,
+    save: Annotated[
+        Path | None, typer.Option(help="also write the report here: .json, .txt or .html")
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Count operations and price them by named tables."""
+    """Count operations, price them by named tables; measure them where there is a meter."""
     if shape is not None:
         if network is not None or source is not None:
             raise InputError("--shape counts from a configuration alone; leave NETWORK and --input out")
+        if measure or save:
+            raise InputError("--measure and --save need a NETWORK; a --shape alone can't be run")
         return shape_energy(shape, ssm, keep, steps, rate, contexts, as_json)
     if network is None or source is None:
         raise InputError("say a NETWORK and its --input, or --shape for a language model's configuration")
     from marsnn.cli.inputs import load_input, seeded
-    from marsnn.energy import EnergyReport, count
+    from marsnn.energy import EnergyReport, count, measure_network
     from marsnn.energy.report import DEFAULT_TABLES
+    from marsnn.files import probe
 
+    if save:
+        probe(save)
     seeded(seed)
     net, x = load_input(network, source, samples)
     tables = tuple(dict.fromkeys([*DEFAULT_TABLES, *(table or [])]))
-    report = EnergyReport(count(net, x), tables=tables, name=network.stem)
+    counts = count(net, x)
+    where, measured = device.value if device else None, None
+    if measure:
+        measured = measure_network(net, x, where, repeats=repeats, seconds=seconds, progress=True)
+    report = EnergyReport(counts, tables=tables, name=network.stem, measured=measured)
+    if save:
+        report.save(save)
     print(report.to_json() if as_json else report.text())
 
 

@@ -131,12 +131,11 @@ class _Writer:
             nn.AvgPool2d: self._pool,
             nn.Flatten: self._flatten,
         }
-        neuron = isinstance(layer, Neuron)
         reason = self._unmappable_neuron(layer) if isinstance(layer, Neuron) else _unmappable(layer, into)
         if reason:
             self.refusals.append(f"{name}: {reason}")
             return self._wire(name, out)
-        write = self._neuron if neuron else writers[type(layer)]
+        write: Any = self._neuron if isinstance(layer, Neuron) else writers[type(layer)]
         return Wire(name, np.broadcast_to(write(name, layer, sources, into, out), out))
 
     def _linear(self, name: str, layer: nn.Linear, sources: list[Wire], into: Shape, out: Shape) -> Reals:

@@ -391,7 +391,7 @@ class _Reader:
             raise UnreadableError("a resistance, an input weight or a Scale that is not above 0")
         kind = np.float32 if self.dtype == torch.float32 else np.float64
         above = from_file(threshold.astype(kind), own.fires_at).astype(np.float64) - rest
-        level = (above * unit / gains).astype(kind)
+        level: Reals = (above * unit / gains).astype(kind)
         reset = node.metadata.get("reset", "zero") if TAG in node.metadata else "zero"
         if reset not in ("zero", "subtract"):
             raise UnreadableError(f"tagged with a reset {reset!r}")

@@ -1,0 +1,940 @@
+"""NIR: our files in the hands of others, theirs in ours, and what is refused.
+
+Truths held: reference (the equations of NIR, snnTorch, SpikingJelly and norse give our spikes, step for step),
+golden (ties), property (decays survive), round trip, mutants (a wrong constant or threshold is seen), runnable
+docs (each cell of the page's table is what a run says), hostile files.
+"""
+
+import contextlib
+import io
+import itertools
+import sys
+import warnings
+from pathlib import Path
+
+import h5py
+import nir
+import nirtorch
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from marsnn import simulate
+from marsnn.checkpoint import load_network, save_network
+from marsnn.errors import ExportError, FileError, InputError, MissingDependencyError, ShapeError
+from marsnn.hardware import nir_atmn, nir_export, nir_units
+from marsnn.hardware.nir import read_nir, to_nir, write_nir
+from marsnn.network import Network
+from marsnn.neurons import ALIF, ATMN, LIF, TMN, CubaLIF, IntegerLIF, LeakyIntegrator, TernaryLIF
+from tests.hardware.nir_nets import HARD, ROWS, V, dense
+from tests.hardware.nir_readers import DT, READERS, by_snntorch, by_the_equations
+
+# isort: split
+import snntorch as snn
+from snntorch.export_nir import export_to_nir as snn_export
+from spikingjelly.activation_based import layer as jelly_layer
+from spikingjelly.activation_based import neuron as jelly
+from spikingjelly.activation_based.nir_exchange import export_to_nir as jelly_export
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import norse.torch as norse
+    from norse.torch.utils.export_nir import to_nir as norse_export
+
+PAGE = Path(__file__).parents[2] / "docs" / "nir.md"
+FIRES_AT = {"NIR": ">", "snnTorch": ">", "SpikingJelly": ">=", "norse": ">"}
+
+
+def ours(net, x):
+    """What each layer of ours gives, in NIR's terms: neuron -> [L, B, *]; ATMN's value, others' bare output."""
+    recording = simulate(net, x)
+    found = {}
+    for name, spikes in recording.spikes.items():
+        if isinstance(net[name], ATMN):
+            train = torch.as_tensor(spikes).transpose(0, 1)
+            found[name] = net[name].decode(train.to(x.dtype)).detach().numpy()
+        else:
+            found[name] = spikes[:, 0]
+    return found
+
+
+def mismatches(net, path, x, reader):
+    outputs = READERS[reader](path, x.numpy())
+    return sum(int((outputs[name] != value).sum()) for name, value in ours(net, x).items())
+
+
+# ---- the page's table -----------------------------------------------------------------------------------
+
+
+def page_table():
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    start = next(i for i, row in enumerate(rows) if row[0] == "layer")
+    return rows[start], {row[0]: row[1:] for row in rows[start + 1 :] if row[0] in ROWS}
+
+
+def cell(row, reader, path):
+    """What a reader does with a row's networks, three of them by three seeds."""
+    wrong = 0
+    for seed in range(3):
+        torch.manual_seed(seed)
+        net, shape = ROWS[row]()
+        x = torch.randn(25, 4, *shape)
+        write_nir(net, x, path, fires_at=FIRES_AT[reader], unit_resistance=reader == "norse")
+        assert all(0 < np.count_nonzero(value) < value.size for value in list(ours(net, x).values())[:1])
+        try:
+            wrong += mismatches(net, path, x, reader)
+        except (ValueError, AssertionError):
+            return "refused"
+        except KeyError:  # the layer isn't there
+            return "dropped"
+        except RuntimeError as error:
+            assert "shapes" in str(error), error
+            return "one sample" if _alone(net, path, x, reader) else "wrong"
+    return "wrong" if wrong else "exact"
+
+
+def _alone(net, path, x, reader):
+    return mismatches(net, path, x[:, :1], reader) == 0
+
+
+def cell_of_ours(row, path):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        net, shape = ROWS[row]()
+        x = torch.randn(25, 4, *shape)
+        write_nir(net, x, path)
+        back = read_nir(path)
+        first, second = simulate(net, x), simulate(back, x)
+        for name, value in first.spikes.items():
+            assert np.array_equal(value, second.spikes[name]), (row, name)
+        np.testing.assert_allclose(first.output, second.output, rtol=0, atol=1e-6)
+    return "exact"
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_table_of_the_page_is_what_runs_say(row, tmp_path):
+    header, rows = page_table()
+    assert header == ["layer", "NIR's equations", "marsnn", "snnTorch", "SpikingJelly", "norse"]
+    assert set(rows) == set(ROWS)
+    path = tmp_path / "net.nir"
+    found = [cell(row, reader, path) for reader in READERS]
+    found.insert(1, cell_of_ours(row, path))
+    assert found == rows[row]
+
+
+def test_a_dropped_node_is_dropped_without_a_word(tmp_path):
+    """norse runs such a file as if the node were not there: what the page's "dropped" means."""
+    from tests.hardware.nir_readers import norse as norse_import
+
+    net = Network([nn.Linear(4, 4), LIF(4, **HARD), LeakyIntegrator(4, steps=1, carry="sequence")])
+    write_nir(net, (4,), tmp_path / "net.nir", unit_resistance=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        model = norse_import.from_nir(nir.read(tmp_path / "net.nir"), dt=DT)
+    with contextlib.suppress(Exception):
+        model(torch.randn(1, 4))
+    assert not [name for name, _ in model.named_modules() if "leakyintegrator" in name]
+
+
+# ---- ties -------------------------------------------------------------------------------------------------
+
+
+def grid(seed, settings):
+    """Weights, inputs and membranes on a grid of 1/8, so that membranes meet their threshold exactly."""
+    torch.manual_seed(seed)
+    net = Network(
+        {
+            "a": nn.Linear(4, 12),
+            "n": settings(12),
+            "b": nn.Linear(12, 6),
+            "m": settings(6),
+            "c": nn.Linear(6, 2),
+        }
+    )
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randint(-4, 5, parameter.shape) / 8)
+    return net, torch.randint(-4, 5, (40, 3, 4)) / 4.0
+
+
+def ties(net, x):
+    """How many membranes were at their threshold before they fired."""
+    found = 0
+    v = torch.zeros(x.shape[1], 12)
+    for frame in x:
+        h = net["n"].beta * v + net["a"](frame)
+        found += int((h == net["n"].threshold).sum())
+        v = torch.where(h >= net["n"].threshold, 0.0, h)
+    return found
+
+
+def half(features):
+    return LIF(features, beta=0.5, threshold=0.5, **HARD)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("reader", READERS)
+def test_ties_fire_where_ours_do_and_the_other_threshold_shows(seed, reader, tmp_path):
+    net, x = grid(seed, half)
+    assert ties(net, x) > 20
+    other = {">": ">=", ">=": ">"}[FIRES_AT[reader]]
+    unit = reader == "norse"
+    path = write_nir(net, x, tmp_path / "net.nir", fires_at=FIRES_AT[reader], unit_resistance=unit)
+    assert mismatches(net, path, x, reader) == 0
+    path = write_nir(net, x, path, fires_at=other, unit_resistance=unit)
+    if FIRES_AT[reader] == ">":
+        assert mismatches(net, path, x, reader) > 0
+    back, again = read_nir(path), simulate(net, x)
+    assert np.array_equal(simulate(back, x).spikes["n"], again.spikes["n"])
+
+
+def test_at_the_float_below_its_threshold_a_reader_of_the_other_kind_fires(tmp_path):
+    """The other side of a tie: a file for ">" in the hands of one that fires at ">="."""
+    net = Network({"a": nn.Linear(1, 1, bias=False), "n": LIF(1, beta=0.5, threshold=1.0, **HARD)})
+    net["a"].weight.data.fill_(1.0)
+    below = np.nextafter(np.float32(1), np.float32(0))
+    x = torch.tensor([[[float(below)]]])
+    path = write_nir(net, x, tmp_path / "net.nir", fires_at=">=")
+    assert mismatches(net, path, x, "SpikingJelly") == 0
+    write_nir(net, x, path, fires_at=">")
+    assert mismatches(net, path, x, "SpikingJelly") == 1
+    assert mismatches(net, path, x, "snnTorch") == 0
+
+
+# ---- mutants ------------------------------------------------------------------------------------------------
+
+MUTANTS = {
+    "tau from beta instead of 1 - beta": ("time_constant", lambda beta, dt: dt / np.asarray(beta, np.float64)),
+    "tau of the exponential decay": ("time_constant", lambda beta, dt: -dt / np.log(np.asarray(beta, np.float64))),
+    "tau in steps": ("time_constant", lambda beta, dt: 1 / (1 - np.asarray(beta, np.float64))),
+    "r = 1": ("resistance", lambda tau, dt: np.ones_like(tau)),
+    "r inverted": ("resistance", lambda tau, dt: dt / tau),
+    "threshold as it is": ("to_file", lambda threshold, fires_at: threshold),
+    "threshold the float above": ("to_file", lambda threshold, fires_at: np.nextafter(threshold, np.float32(9))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("neuron", [half, lambda n: CubaLIF(n, alpha=0.5, beta=0.75, threshold=0.5, **HARD)])
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_mutant_is_seen(mutant, neuron, monkeypatch, tmp_path):
+    function, wrong = MUTANTS[mutant]
+    net, x = grid(0, neuron)
+    if mutant == "tau from beta instead of 1 - beta":  # beta = 1/2 is its own mirror image
+        net["n"].beta.fill_(0.75)
+    path = write_nir(net, x, tmp_path / "net.nir")
+    assert mismatches(net, path, x, "NIR") == 0
+    monkeypatch.setattr(nir_export, function, wrong)
+    write_nir(net, x, path)
+    try:
+        assert mismatches(net, path, x, "NIR") > 0
+    except FloatingPointError:
+        pass
+
+
+def test_a_mutant_of_the_reader_is_seen(monkeypatch, tmp_path):
+    net, x = grid(0, half)
+    path = write_nir(net, x, tmp_path / "net.nir")
+    whole = simulate(net, x).spikes["n"]
+    from marsnn.hardware import nir_import
+
+    for function, wrong in (
+        ("decay", lambda tau, dt: np.exp(-dt / tau)),
+        ("gain", lambda tau, r, dt: dt / tau),
+        ("from_file", lambda threshold, fires_at: threshold),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(nir_import, function, wrong)
+            found = simulate(read_nir(path), x).spikes["n"]
+        if function == "from_file":  # differs at the float below the threshold alone
+            assert not torch.equal(
+                read_nir(path)["n"].threshold, torch.nextafter(net["n"].threshold, torch.tensor(0.0))
+            )
+            with monkeypatch.context() as patch:
+                patch.setattr(nir_import, function, wrong)
+                assert not torch.equal(read_nir(path)["n"].threshold, net["n"].threshold)
+        else:
+            assert not np.array_equal(found, whole), function
+
+
+# ---- time constants -----------------------------------------------------------------------------------------
+
+
+@given(st.floats(2**-20, 1, width=32, exclude_max=True), st.sampled_from([1e-4, 1e-3, 1.0]))
+def test_a_decay_survives_the_way_there_and_back(beta, dt):
+    back = nir_units.decay(nir_units.time_constant(np.float32(beta), dt), dt)
+    assert np.float32(back) == np.float32(beta)
+    tau = nir_units.time_constant(np.float32(beta), dt)
+    assert nir_units.gain(tau, nir_units.resistance(tau, dt), dt) == 1.0
+
+
+def test_time_constants_by_hand():
+    assert nir_units.time_constant(np.float64(0.75), 1e-4) == 4e-4
+    assert nir_units.resistance(np.float64(4e-4), 1e-4) == 4.0
+    assert nir_units.decay(np.float64(4e-4), 1e-4) == 0.75
+    assert nir_units.gain(np.float64(4e-4), np.float64(1.0), 1e-4) == 0.25
+    one = np.float32(1)
+    assert nir_units.to_file(one, ">") == np.float32(1 - 2**-24)
+    assert nir_units.from_file(nir_units.to_file(one, ">"), ">") == 1
+    assert nir_units.to_file(one, ">=") == 1
+
+
+# ---- ATMN ---------------------------------------------------------------------------------------------------
+
+ATMNS = {
+    "literal": lambda: ATMN(16, steps=4, tau=1.0, threshold=V),
+    "doubling": lambda: ATMN(16, steps=3, tau=2.0, threshold=V),
+    "between": lambda: ATMN(16, steps=5, tau=1.3, threshold=V),
+    "late": lambda: ATMN(16, steps=3, tau=1.5, threshold=0.3, fire_at=1.25),
+    "rounding": lambda: ATMN(16, steps=3, tau=2.0, threshold=0.3, fire_at=0.5),
+    "shared": lambda: ATMN(None, steps=4, tau=2.0, threshold=0.1, learn_tau=True),
+    "one step": lambda: ATMN(16, steps=1, tau=1.0, threshold=V),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ATMNS)
+def test_atmn_counts_the_same_at_every_float_beside_a_tie(name, dtype, tmp_path):
+    atmn = ATMNS[name]().to(dtype)
+    net = Network({"n": atmn})
+    levels = nir_atmn.firing_levels(atmn).reshape(atmn.steps, -1).expand(-1, 16)
+    near = [levels, *(torch.nextafter(levels, torch.tensor(to, dtype=dtype)) for to in (0.0, torch.inf))]
+    x = torch.cat([*near, 1.3 * torch.randn(50, 16, dtype=dtype)])
+    x = torch.cat([x, -x]).unsqueeze(1)
+    path = write_nir(net, x, tmp_path / "net.nir")
+    outputs = by_the_equations(path, x.numpy())
+    spikes = torch.as_tensor(simulate(net, x).spikes["n"]).to(dtype)  # [L, T, B, N]
+    count = sum(outputs[f"n.plus{m}"] - outputs[f"n.minus{m}"] for m in range(1, atmn.steps + 1))
+    assert np.array_equal(count, spikes.sum(1).numpy())
+    assert 0 < np.abs(count).sum() and set(np.unique(np.abs(count))) == set(range(atmn.steps + 1))
+    value = atmn.decode(spikes.transpose(0, 1)).detach().numpy()
+    if atmn.tau.item() in (1.0, 2.0) and not atmn.learn_tau:  # whole powers add up without rounding
+        assert np.array_equal(outputs["n"], value)
+    np.testing.assert_allclose(outputs["n"], value, rtol=1e-6)
+
+
+def test_levels_of_the_real_formula_would_miss_floats():
+    """Why the levels are searched for: m V as floats is not where the steps fire."""
+    atmn = ATMN(4096, steps=8, tau=1.0, threshold=torch.linspace(0.1, 0.9, 4096))
+    found = nir_atmn.firing_levels(atmn)
+    formula = torch.arange(1, 9)[:, None] * atmn.threshold.detach()
+    assert 0 < int((found != formula).sum()) < found.numel() // 2
+    assert torch.allclose(found, formula, rtol=1e-6)
+
+
+def test_a_level_beyond_every_float_never_fires(tmp_path):
+    net = Network({"n": ATMN(1, steps=3, tau=1e30)})
+    assert nir_atmn.firing_levels(net["n"])[:, 0].tolist() == [1.0, pytest.approx(1e30), float("inf")]
+    x = torch.tensor([[[3e38]], [[1.0]]])
+    outputs = by_the_equations(write_nir(net, x, tmp_path / "net.nir"), x.numpy())
+    assert [outputs[f"n.plus{m}"].flatten().tolist() for m in (1, 2, 3)] == [[1, 1], [1, 0], [0, 0]]
+
+
+def test_atmn_runs_through_nirtorch_with_a_map_of_two_lines(tmp_path):
+    """For readers without Threshold and Scale: what a user of nirtorch writes."""
+    net = Network({"a": nn.Linear(6, 16), "n": ATMNS["doubling"](), "b": nn.Linear(16, 3)})
+    x = torch.randn(1, 9, 6)
+    graph = nir.read(write_nir(net, x, tmp_path / "net.nir"))
+
+    class Scale(nn.Module):
+        def __init__(self, node):
+            super().__init__()
+            self.scale = nn.Buffer(torch.as_tensor(node.scale))
+
+        def forward(self, x):
+            return x * self.scale
+
+    class Threshold(nn.Module):
+        def __init__(self, node):
+            super().__init__()
+            self.level = nn.Buffer(torch.as_tensor(node.threshold))
+
+        def forward(self, x):
+            return (x > self.level).to(x.dtype)
+
+    def affine(node):
+        layer = nn.Linear(*node.weight.shape[::-1])
+        layer.load_state_dict({"weight": torch.as_tensor(node.weight), "bias": torch.as_tensor(node.bias)})
+        return layer
+
+    model = nirtorch.nir_to_torch(graph, {nir.Scale: Scale, nir.Threshold: Threshold, nir.Affine: affine})
+    assert torch.allclose(model(x[0])[0], net(x)[0], atol=1e-6)
+
+
+# ---- round trips ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fires_at", [">", ">="])
+@pytest.mark.parametrize("row", ROWS)
+def test_a_second_file_equals_the_first(row, fires_at, tmp_path):
+    net, shape = ROWS[row]()
+    first = to_nir(net, shape, fires_at=fires_at)
+    path = write_nir(net, shape, tmp_path / "net.nir", fires_at=fires_at)
+    back = read_nir(path)
+    assert list(back.names) == list(net.names)
+    assert (back.skips, back.steps) == (net.skips, net.steps)
+    second = to_nir(back, shape, fires_at=fires_at)
+    assert second.nodes.keys() == first.nodes.keys()
+    assert sorted(second.edges) == sorted(first.edges)
+    assert second.metadata == first.metadata
+    for name, node in first.nodes.items():
+        other = second.nodes[name]
+        assert type(other) is type(node)
+        for key, value in vars(node).items():
+            if isinstance(value, np.ndarray):
+                np.testing.assert_allclose(getattr(other, key), value, rtol=3e-7, err_msg=f"{name}.{key}")
+            if key in ("threshold", "v_threshold") and not np.shape(value) == ():
+                assert np.array_equal(value, getattr(other, key)), name
+
+
+def test_settings_and_tags_come_back(tmp_path):
+    net = Network(
+        {
+            "a": nn.Conv2d(1, 4, 3, bias=False),
+            "n": CubaLIF(4, steps=5, alpha=0.25, beta=torch.linspace(0, 0.75, 4), reset="zero", feature_dim=-3),
+            "f": nn.Flatten(),
+            "b": nn.Linear(64, 2),
+        }
+    )  # fmt: skip
+    back = read_nir(write_nir(net, torch.zeros(1, 1, 1, 6, 6), tmp_path / "net.nir", dt=1e-3))
+    neuron = back["n"]
+    assert type(neuron) is CubaLIF
+    assert (neuron.steps, neuron.carry, neuron.feature_dim, neuron.features) == (5, "token", -3, 4)
+    for key, value in net.state_dict().items():
+        if not key.endswith("_extra_state"):
+            assert torch.equal(back.state_dict()[key], value), key
+    x = torch.randn(3, 2, 1, 6, 6)
+    assert torch.equal(back(x), net(x))
+
+
+def test_atmn_comes_back_as_it_was(tmp_path):
+    for build in ATMNS.values():
+        net = Network({"a": nn.Linear(4, 16), "n": build(), "b": nn.Linear(16, 2)})
+        back = read_nir(write_nir(net, (4,), tmp_path / "net.nir"))
+        assert type(back["n"]) is ATMN
+        assert back["n"].features == net["n"].features
+        assert back["n"].fire_at == net["n"].fire_at
+        assert torch.equal(back["n"].threshold, net["n"].threshold)
+        assert torch.equal(back["n"].tau, net["n"].tau)
+        x = torch.randn(6, 3, 4)
+        assert torch.equal(back(x), net(x))
+
+
+def test_what_was_read_can_be_saved_and_read_again(tmp_path):
+    net, shape = ROWS["`AvgPool2d(divisor_override=1)`"]()
+    back = read_nir(write_nir(net, shape, tmp_path / "net.nir"))
+    x = torch.randn(3, 2, *shape)
+    assert torch.equal(load_network(save_network(back, tmp_path / "net.safetensors"))(x), back(x))
+    assert torch.allclose(back(x), net(x), atol=1e-6)
+
+
+def test_tokens_of_several_steps_are_held_currents_from_rest(tmp_path):
+    """carry="token": T steps of the file from rest; the mean of its outputs is ours."""
+    net = Network([nn.Linear(5, 12), LIF(12, steps=6, reset="zero", threshold=0.5), nn.Linear(12, 3)])
+    x = torch.randn(4, 2, 5)
+    path = write_nir(net, x, tmp_path / "net.nir")
+    recording = simulate(net, x)
+    for token, frame in enumerate(x):
+        outputs = by_the_equations(path, frame.expand(6, -1, -1).numpy())
+        assert np.array_equal(outputs["lif1"], recording.spikes["lif1"][token])
+        np.testing.assert_allclose(outputs["linear2"].mean(0), recording.output[token], atol=1e-6)
+
+
+def test_float64_networks_stay_float64(tmp_path):
+    net = dense(LIF(16, beta=0.9, threshold=0.7, **HARD)).double()
+    x = torch.randn(30, 3, 6, dtype=torch.float64)
+    path = write_nir(net, x, tmp_path / "net.nir")
+    assert mismatches(net, path, x, "NIR") == mismatches(net, path, x, "SpikingJelly") == 0
+    back = read_nir(path)
+    assert back["a"].weight.dtype == torch.float64
+    assert np.array_equal(simulate(back, x).spikes["m"], simulate(net, x).spikes["m"])
+
+
+def test_silent_layers_leave_their_edges_and_a_skip_into_one_is_kept(tmp_path):
+    net = Network(
+        {
+            "a": nn.Linear(4, 4), "d": nn.Dropout(), "n": LIF(4, **HARD), "b": nn.Linear(4, 4),
+            "i": nn.Identity(), "m": LIF(4, **HARD),
+        },
+        skips={"i": ["n", "input"]},
+    )  # fmt: skip
+    x = torch.randn(20, 2, 4)
+    path = write_nir(net.eval(), x, tmp_path / "net.nir")
+    graph = nir.read(path)
+    assert sorted(graph.nodes) == ["a", "b", "input", "m", "n", "output"]
+    assert {a for a, b in graph.edges if b == "m"} == {"b", "n", "input"}
+    assert mismatches(net, path, x, "NIR") == mismatches(net, path, x, "snnTorch") == 0
+    back = simulate(read_nir(path, fires_at=">"), x)
+    assert np.array_equal(back.spikes["m"], simulate(net, x).spikes["m"])
+
+
+# ---- what can't be written ------------------------------------------------------------------------------------
+
+
+def test_every_refusal_is_told_at_once():
+    net = Network(
+        {
+            "a": nn.Linear(6, 8), "soft": LIF(8, steps=4), "b": nn.Linear(8, 8), "relu": nn.ReLU(),
+            "alif": ALIF(8), "c": nn.Linear(8, 8), "digits": ATMN(8), "d": nn.Linear(8, 8),
+            "ternary": TernaryLIF(8), "e": nn.Linear(8, 8), "count": ATMN(8, tau=1.0), "tmn": TMN(8),
+            "integer": IntegerLIF(8), "half": ATMN(8, tau=1.0, fire_at=0.5),
+            "endless": CubaLIF(8, beta=1.0, reset="zero"), "some": LIF(8, beta=torch.arange(8) / 7, reset="zero"),
+            "other": LIF(8, reset="zero", carry="sequence"), "norm": nn.LayerNorm(8),
+        }
+    )  # fmt: skip
+    with pytest.raises(ExportError) as refused:
+        to_nir(net, (6,))
+    named = {refusal.split(":")[0] for refusal in refused.value.refusals}
+    assert named == set(net.names) - {"a", "b", "c", "d", "e"}
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ExportError, match="soft: reset='subtract'.*allow="):
+        to_nir(Network({"a": nn.Linear(6, 8), "soft": LIF(8)}), (6,))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "reason"),
+    [
+        (nn.Linear(4, 4), (3, 4), "takes vectors"),
+        (nn.Conv2d(4, 4, 3, groups=2), (4, 6, 6), "groups=2"),
+        (nn.Conv2d(4, 4, (3, 5)), (4, 6, 6), "make it square"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), (4, 6, 6), "pads with zeros"),
+        (nn.Conv2d(4, 4, 2, padding="same"), (4, 6, 6), "pads one side more"),
+        (nn.AvgPool2d(2, ceil_mode=True), (4, 5, 5), "ceil_mode"),
+        (nn.AvgPool2d(2, divisor_override=3), (4, 6, 6), "divisor_override"),
+        (nn.AvgPool2d(3, padding=1, count_include_pad=False), (4, 6, 6), "count_include_pad"),
+        (nn.AvgPool1d(2), (4, 6), "no node in NIR"),
+        (nn.MaxPool2d(2), (4, 6, 6), "no node in NIR"),
+    ],
+)
+def test_layers_that_have_no_image(layer, shape, reason):
+    with pytest.raises(ExportError, match=reason):
+        to_nir(Network({"odd": layer}), shape)
+
+
+def test_other_refusals_and_bad_arguments(tmp_path):
+    hard = Network({"n": LIF(4, **HARD)})
+    with pytest.raises(ExportError, match="n: takes input twice"):
+        to_nir(Network({"n": LIF(4, **HARD)}, skips={"n": "input"}), (4,))
+    with pytest.raises(ExportError, match="at most 64 steps"):
+        to_nir(Network({"n": ATMN(4, steps=65, tau=1.0)}), (4,))
+    with pytest.raises(ExportError, match="float32 or float64"):
+        to_nir(Network({"a": nn.Linear(4, 4)}).half(), (4,))
+    with pytest.raises(InputError, match="allow: 'soft' is not known"):
+        to_nir(hard, (4,), allow=("soft",))
+    with pytest.raises(InputError, match="fires_at"):
+        to_nir(hard, (4,), fires_at="=")
+    with pytest.raises(InputError, match="dt must be finite and > 0"):
+        to_nir(hard, (4,), dt=0.0)
+    with pytest.raises(InputError, match="takes a marsnn Network, got Linear"):
+        to_nir(nn.Linear(3, 3), (3,))
+    with pytest.raises(ShapeError, match=r"x \[L, B, \*D\], got \[2, 4\]"):
+        to_nir(hard, torch.zeros(2, 4))
+    with pytest.raises(ShapeError, match="none"):
+        to_nir(hard, ())
+    with pytest.raises(ShapeError, match="n: "):
+        to_nir(hard, (5,))
+    old = tmp_path / "old.nir"
+    old.write_bytes(b"old")
+    with pytest.raises(ExportError):
+        write_nir(Network({"n": LIF(4)}), (4,), old)
+    assert old.read_bytes() == b"old"
+
+
+def test_a_soft_reset_is_written_as_a_hard_one_if_asked_for(tmp_path):
+    soft = Network({"a": nn.Linear(6, 16), "n": LIF(16, 1, threshold=0.3, beta=0.9, carry="sequence")})
+    hard = Network({"a": soft["a"], "n": LIF(16, threshold=0.3, beta=0.9, **HARD)})
+    x = torch.randn(30, 4, 6)
+    path = write_nir(soft, x, tmp_path / "net.nir", allow=("soft-reset",))
+    assert mismatches(hard, path, x, "snnTorch") == mismatches(hard, path, x, "NIR") == 0
+    assert mismatches(soft, path, x, "snnTorch") > 0
+    assert read_nir(path)["n"].reset == "subtract"  # the tag says what it was
+
+
+def test_without_nir_the_command_that_installs_it_is_told(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "nir", None)
+    for call in (lambda: to_nir(Network([nn.Linear(2, 2)]), (2,)), lambda: read_nir(tmp_path / "x.nir")):
+        with pytest.raises(MissingDependencyError, match=r'pip install "marsnn\[nir\]"'):
+            call()
+
+
+# ---- their files in ours ---------------------------------------------------------------------------------------
+
+
+def run_ours(path, x, **settings):
+    """Spikes [T, B, N] of the last layer's neurons."""
+    net = read_nir(path, **settings)
+    name = list(net.neurons)[-1]
+    return simulate(net, x).spikes[name][:, 0]
+
+
+def snn_net(alpha=None):
+    def neuron(n):
+        settings = {"beta": torch.full((n,), 0.85), "threshold": torch.full((n,), 0.6), "init_hidden": True}
+        settings |= {"reset_mechanism": "zero", "reset_delay": False}
+        return (
+            snn.Leaky(**settings)
+            if alpha is None
+            else snn.Synaptic(alpha=torch.full((n,), alpha), **settings)
+        )
+
+    return nn.Sequential(nn.Linear(6, 16), neuron(16), nn.Linear(16, 5, bias=False), neuron(5))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("alpha", [None, 0.5])
+def test_snntorchs_files_run_in_ours(seed, alpha, tmp_path):
+    torch.manual_seed(seed)
+    theirs, x = snn_net(alpha), torch.randn(40, 3, 6)
+    nir.write(tmp_path / "net.nir", snn_export(theirs, torch.randn(1, 6), ignore_dims=[0]))
+    snn.utils.reset(theirs)
+    spikes = torch.stack([theirs(frame) for frame in x]).detach().numpy()
+    assert 0 < spikes.sum() < spikes.size
+    assert np.array_equal(run_ours(tmp_path / "net.nir", x), spikes)
+
+
+def jelly_net(cuba=False, **settings):
+    def neuron():
+        if cuba:
+            return jelly.CUBALIFNode(c_decay=0.5, v_decay=0.8, v_threshold=0.4, v_reset=0.0)
+        return jelly.LIFNode(v_threshold=0.4, **settings)
+
+    hidden = nn.Sequential(jelly_layer.Linear(6, 16), neuron())
+    return nn.Sequential(hidden, jelly_layer.Linear(16, 5, bias=False), neuron())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tau": 2.0, "decay_input": False, "v_reset": 0.0},
+        {"tau": 2.0, "decay_input": True, "v_reset": 0.0},
+        {"tau": 3.0, "decay_input": True, "v_reset": -0.25},
+        {"cuba": True},
+    ],
+)
+def test_spikingjellys_files_run_in_ours(seed, settings, tmp_path):
+    torch.manual_seed(seed)
+    theirs, x = jelly_net(**settings), 2 * torch.randn(40, 3, 6)
+    jelly_export(theirs, torch.randn(1, 6), tmp_path / "net.nir")
+    spikes = torch.stack([theirs(frame) for frame in x]).detach().numpy()
+    assert 0 < spikes.sum() < spikes.size
+    assert np.array_equal(run_ours(tmp_path / "net.nir", x, fires_at=">="), spikes)
+
+
+def test_spikingjellys_images_run_in_ours(tmp_path):
+    theirs = nn.Sequential(
+        jelly_layer.Conv2d(1, 4, 3, padding=1), jelly.IFNode(v_threshold=0.6), jelly_layer.AvgPool2d(2),
+        jelly_layer.Flatten(), jelly_layer.Linear(36, 7), jelly.IFNode(v_threshold=0.3),
+    )  # fmt: skip
+    x = torch.randn(20, 2, 1, 6, 6)
+    jelly_export(theirs, x[0], tmp_path / "net.nir")
+    spikes = torch.stack([theirs(frame) for frame in x]).detach().numpy()
+    assert np.array_equal(run_ours(tmp_path / "net.nir", x, fires_at=">="), spikes)
+
+
+def test_ties_of_their_files_are_read_as_their_writer_meant_them(tmp_path):
+    """One neuron at its threshold, v = 1: SpikingJelly fires, snnTorch does not."""
+    x = torch.tensor([[[1.0]], [[0.5]], [[0.75]]])  # 1 | 0.5 | 0.5 * 0.5 + 0.75 = 1 after no reset
+    node = jelly.LIFNode(tau=2.0, decay_input=False, v_reset=0.0)
+    jelly_export(nn.Sequential(node), torch.zeros(1, 1), tmp_path / "jelly.nir")
+    assert [int(node(frame)) for frame in x] == [1, 0, 1]
+    assert run_ours(tmp_path / "jelly.nir", x, fires_at=">=").flatten().tolist() == [1, 0, 1]
+    leaky = snn.Leaky(
+        beta=torch.tensor([0.5]), threshold=torch.tensor([1.0]), reset_mechanism="zero", reset_delay=False,
+        init_hidden=True,
+    )  # fmt: skip
+    nir.write(tmp_path / "snn.nir", snn_export(nn.Sequential(leaky), torch.zeros(1, 1), ignore_dims=[0]))
+    snn.utils.reset(leaky)
+    theirs = [int(leaky(frame)) for frame in x]
+    assert theirs == [0, 0, 1]  # 1 | 0.5 + 0.5 = 1 | 0.5 + 0.75 = 1.25
+    assert run_ours(tmp_path / "snn.nir", x).flatten().tolist() == theirs
+
+
+def test_norses_files_run_in_ours(tmp_path):
+    """norse 1.1 writes tau = dt / tau_mem_inv, which is right for dt = 1 alone, whatever step it runs with."""
+    settings = [
+        norse.LIFBoxParameters(tau_mem_inv=torch.full((n,), 250.0), v_th=torch.full((n,), 0.2), v_leak=torch.zeros(n))
+        for n in (16, 5)
+    ]  # fmt: skip
+    cells = [norse.LIFBoxCell(p) for p in settings]
+    theirs = norse.SequentialState(nn.Linear(6, 16), cells[0], nn.Linear(16, 5), cells[1])
+    x = 2 * torch.randn(40, 3, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        nir.write(tmp_path / "net.nir", norse_export(theirs, torch.randn(1, 6), dt=1.0))
+    state, spikes = None, []
+    for frame in x:
+        spike, state = theirs(frame, state)
+        spikes.append(spike)
+    spikes = torch.stack(spikes).detach().numpy()
+    assert 0 < spikes.sum() < spikes.size
+    assert np.array_equal(run_ours(tmp_path / "net.nir", x, dt=1e-3), spikes)
+    with pytest.raises(FileError, match="shorter than a step of dt = 1"):
+        read_nir(tmp_path / "net.nir", dt=1.0)
+
+
+def graph_file(path, nodes, edges, **more):
+    nir.write(path, nir.NIRGraph(nodes, edges, type_check=False, **more))
+    return path
+
+
+def lif(n=4, **changes):
+    values = {"tau": 2e-4, "r": 2.0, "v_leak": 0.0, "v_threshold": 1.0, "v_reset": 0.0, **changes}
+    return nir.LIF(**{key: np.full(n, value) for key, value in values.items()})
+
+
+def chain(path, *middle, size=4):
+    nodes = {"in": nir.Input(np.array([size])), **{f"n{i}": node for i, node in enumerate(middle)}}
+    nodes["out"] = nir.Output(np.array([size]))
+    return graph_file(path, nodes, list(itertools.pairwise(nodes)))
+
+
+def test_nodes_that_no_writer_above_gives(tmp_path):
+    """By hand: a threshold is a neuron that forgets, a Scale a change of unit, an integrator never leaks."""
+    x = torch.randn(30, 2, 4)
+    scale, n = np.array([0.5, 1.0, 2.0, 0.25], dtype=np.float32), np.ones(4)
+    path = chain(
+        tmp_path / "a.nir", nir.Scale(scale), nir.Threshold(0.5 * n), nir.Scale(scale), lif(), nir.I(1e4 * n)
+    )
+    theirs = by_the_equations(path, x.numpy())
+    net = read_nir(path)
+    assert [type(layer) for layer in net.layers.values()] == [LIF, LIF, LeakyIntegrator]
+    recording = simulate(net, x)
+    assert np.array_equal(recording.spikes["n1"][:, 0], theirs["n1"])
+    assert np.array_equal(recording.spikes["n3"][:, 0], theirs["n3"])
+    worth = net["n3"].threshold.numpy()  # of a spike in ours, where the file has 1
+    np.testing.assert_allclose(recording.output / worth, theirs["n4"], rtol=1e-5)
+
+
+def test_a_graph_of_any_names_and_a_scalar_neuron(tmp_path):
+    weight = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    scalar = nir.LIF(*(np.array(value) for value in (2e-4, 2.0, 0.0, 1.0, 0.0)))
+    nodes = {
+        "input": nir.Input(np.array([1, 4])), "keys": nir.Linear(weight), "0.lif/x": scalar, "0_lif_x": nir.Linear(weight),
+        "output": nir.Output(np.array([1, 4])),
+    }  # fmt: skip
+    nodes = {name.replace("/", " "): node for name, node in nodes.items()}
+    path = tmp_path / "net.nir"
+    graph_file(path, {k: v for k, v in nodes.items() if k != "0.lif x"}, [])
+    path = _without_compression(path, nodes, list(itertools.pairwise(nodes)))
+    net = read_nir(path)
+    assert net.names == ("keys_2", "0_lif_x", "0_lif_x_2")
+    assert net["0_lif_x"].features is None
+
+
+def _without_compression(path, nodes, edges):
+    """nir can't compress scalars; files from elsewhere have them."""
+    nir.write(path, nir.NIRGraph(nodes, edges, type_check=False), compression=None)
+    return path
+
+
+# ---- what can't be read ------------------------------------------------------------------------------------------
+
+
+REFUSED = {
+    "a soft spot": (lambda: [lif(v_reset=0.5)], "n0: rests at v_leak and resets to another value"),
+    "a short tau": (lambda: [lif(tau=1e-5)], "n0: tau = 1e-05 s is shorter than a step of dt = 0.0001 s"),
+    "no threshold": (lambda: [lif(v_threshold=-1.0)], "n0: a threshold that is not above its rest"),
+    "a negative r": (lambda: [lif(r=-1.0)], "n0: a resistance"),
+    "NaN": (lambda: [lif(tau=np.nan)], "n0: holds NaN"),
+    "a delay": (lambda: [nir.Delay(np.ones(4))], "n0: Delay has no layer in marsnn"),
+    "a CubaLI": (lambda: [nir.CubaLI(*[np.ones(4)] * 4)], "n0: CubaLI has no layer"),
+    "a leak": (lambda: [nir.LI(np.ones(4), np.ones(4), np.ones(4))], "n0: rests at a v_leak"),
+    "a weight of three axes": (lambda: [nir.Linear(np.ones((2, 4, 4)))], r"n0: a weight \[2, 4, 4\]"),
+    "a pool without shape": (lambda: [nir.SumPool2d(*[np.ones(2)] * 3)], "n0: how many channels"),
+    "two at once": (lambda: [lif(v_reset=1.0), nir.Delay(np.ones(4))], "2 of its nodes .* n0: .* n1: "),
+    "an empty graph": (lambda: [], "no way from input to output"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_node_that_cant_be_read_is_named(case, tmp_path):
+    build, reason = REFUSED[case]
+    path = chain(tmp_path / "net.nir", *build())
+    with pytest.raises(FileError, match=reason) as refused:
+        read_nir(path)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_graphs_that_are_no_row_are_refused_by_name(tmp_path):
+    one = {"in": nir.Input(np.array([4])), "out": nir.Output(np.array([4]))}
+    eye = np.eye(4, dtype=np.float32)
+    cases = {
+        "w: a loop|n, out, w: a loop|n, w": (
+            {**one, "n": lif(), "w": nir.Linear(eye)},
+            [("in", "n"), ("n", "w"), ("w", "n"), ("n", "out")],
+        ),
+        "one row": (
+            {**one, "a": lif(), "b": lif(), "c": nir.Linear(eye)},
+            [("in", "a"), ("in", "b"), ("a", "c"), ("b", "c"), ("c", "out")],
+        ),
+        "2 nodes Input": ({**one, "in2": nir.Input(np.array([4])), "a": lif()}, [("in", "a"), ("in2", "a"), ("a", "out")]),
+        "leads to it, and there is no such node": ({**one, "a": lif()}, [("in", "a"), ("a", "ghost"), ("a", "out")]),
+        "beside b; a Network has one end": (
+            {**one, "a": lif(), "b": nir.Linear(eye)},
+            [("in", "a"), ("a", "b"), ("b", "out"), ("a", "out")],
+        ),
+        "a: adds signals|c: adds signals": (
+            {**one, "a": lif(), "c": lif(v_threshold=2.0), "d": nir.Linear(eye)},
+            [("in", "a"), ("a", "c"), ("c", "d"), ("a", "d"), ("d", "out")],
+        ),
+    }  # fmt: skip
+    for reason, (nodes, edges) in cases.items():
+        with pytest.raises(
+            FileError, match=reason.replace("a: adds signals|c: adds signals", "d: adds signals of")
+        ):
+            read_nir(graph_file(tmp_path / "net.nir", nodes, edges))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda g: g["nodes/n.plus2/threshold"].write_direct(np.full(4, 1.5, np.float32)),
+        lambda g: g["nodes/n.minus1.worth/scale"].write_direct(np.full(4, 1.0, np.float32)),
+        lambda g: g["nodes/n/metadata/steps"].write_direct(np.array(3)),
+        lambda g: g["nodes/n/metadata/steps"].write_direct(np.array(10**9)),
+        lambda g: g["nodes/n/metadata/tau"].write_direct(np.array(0.5)),
+        lambda g: g["nodes/n/metadata/log_threshold"].write_direct(np.full(4, np.nan, np.float32)),
+        lambda g: g["nodes/n/metadata"].pop("fire_at"),
+        lambda g: g["nodes"].pop("n.plus1"),
+        lambda g: g["edges"].__setitem__(0, g["edges"][1]),
+    ],
+)  # fmt: skip
+def test_a_tag_is_not_believed(spoil, tmp_path):
+    net = Network({"n": ATMN(4, steps=2, tau=2.0)})
+    path = write_nir(net, (4,), tmp_path / "net.nir")
+    assert read_nir(path)["n"].steps == 2
+    with h5py.File(path, "r+") as file:
+        spoil(file["node"])
+    with pytest.raises(FileError, match="n: tagged as an ATMN|no such node"):
+        read_nir(path)
+
+
+def hostile(path, change):
+    write_nir(Network({"a": nn.Linear(4, 4), "n": LIF(4, **HARD)}), (4,), path)
+    with h5py.File(path, "r+") as file:
+        change(file, file["node/nodes"])
+    return path
+
+
+def replace(group, name, make):
+    del group[name]
+    make(group, name)
+
+
+HOSTILE = {
+    "an external link": (
+        lambda f, n: replace(n["a"], "weight", lambda g, k: g.__setitem__(k, h5py.ExternalLink("/etc/x", "/"))),
+        "a link to somewhere else",
+    ),
+    "a soft link": (
+        lambda f, n: replace(n["a"], "bias", lambda g, k: g.__setitem__(k, h5py.SoftLink("/node/nodes/n/tau"))),
+        "a link to somewhere else",
+    ),
+    "a group within itself": (lambda f, n: n["a"].__setitem__("metadata", f["node"]), "a group within itself"),
+    "a bomb": (
+        lambda f, n: replace(
+            n["a"], "weight",
+            lambda g, k: g.create_dataset(k, (2**20, 2**20), "f4", compression="gzip", chunks=(64, 64)),
+        ),
+        "unpacks to more than",
+    ),
+    "data in another file": (
+        lambda f, n: replace(
+            n["a"], "bias", lambda g, k: g.create_dataset(k, (4,), "f4", external=[("/etc/hostname", 0, 16)])
+        ),
+        "data outside the file",
+    ),
+    "a reference": (
+        lambda f, n: replace(n["a"], "bias", lambda g, k: g.create_dataset(k, data=f.ref, dtype=h5py.ref_dtype)),
+        "not numbers or text",
+    ),
+    "an unknown type": (
+        lambda f, n: replace(n["a"], "type", lambda g, k: g.create_dataset(k, data="System")), "not a readable NIR file",
+    ),
+    "an unknown field": (lambda f, n: n["a"].create_dataset("hook", data=1), "not a readable NIR file"),
+    "a missing field": (lambda f, n: n["n"].pop("tau"), "not a readable NIR file"),
+    "text for a weight": (
+        lambda f, n: replace(n["n"], "tau", lambda g, k: g.create_dataset(k, data="4")), "not a readable NIR file",
+    ),
+    "a switch of its reader": (lambda f, n: f["node"].create_dataset("type_check", data=True), "holds no NIR graph"),
+    "bad metadata": (
+        lambda f, n: replace(f["node/metadata"], "steps", lambda g, k: g.create_dataset(k, data="many")),
+        "its metadata is damaged",
+    ),
+    "zero steps": (
+        lambda f, n: replace(f["node/metadata"], "steps", lambda g, k: g.create_dataset(k, data=0)), "steps must be",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_file_is_refused_in_one_line(case, tmp_path):
+    change, reason = HOSTILE[case]
+    path = hostile(tmp_path / "net.nir", change)
+    with pytest.raises(FileError, match=reason) as refused:
+        read_nir(path)
+    assert "\n" not in str(refused.value)
+    assert str(path) in str(refused.value)
+
+
+def test_what_is_no_nir_file_is_refused(tmp_path):
+    path = tmp_path / "net.nir"
+    with pytest.raises(FileError, match="no such file"):
+        read_nir(path)
+    with pytest.raises(FileError, match="can't read it"):
+        read_nir(tmp_path)
+    whole = write_nir(Network({"n": LIF(4, **HARD)}), (4,), path).read_bytes()
+    for data in (b"", b"hello", whole[: len(whole) // 2], whole[:600]):
+        path.write_bytes(data)
+        with pytest.raises(FileError, match="not a readable NIR file"):
+            read_nir(path)
+    with h5py.File(path, "w") as file:
+        file["node"] = np.zeros(3)
+    with pytest.raises(FileError, match="not a readable NIR file"):
+        read_nir(path)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_bytes_that_were_turned_give_a_network_or_one_line(seed, tmp_path):
+    whole = bytearray(
+        write_nir(Network({"n": ATMN(4, steps=2, tau=2.0)}), (4,), tmp_path / "a.nir").read_bytes()
+    )
+    random = np.random.default_rng(seed)
+    for place in random.integers(0, len(whole), 12):
+        whole[place] = random.integers(0, 256)
+    (tmp_path / "b.nir").write_bytes(whole)
+    try:
+        assert isinstance(read_nir(tmp_path / "b.nir"), Network)
+    except FileError as error:
+        assert "\n" not in str(error)
+
+
+def test_snntorchs_recurrent_graphs_are_refused(tmp_path):
+    recurrent = nn.Sequential(
+        snn.RLeaky(beta=torch.full((4,), 0.9), threshold=torch.ones(4), linear_features=4, init_hidden=True)
+    )
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = snn_export(recurrent, torch.randn(1, 4), ignore_dims=[0])
+    nir.write(tmp_path / "net.nir", graph)
+    with pytest.raises(FileError, match="a loop"):
+        read_nir(tmp_path / "net.nir")
+
+
+def test_snntorch_reads_its_own_conventions_from_ours(tmp_path):
+    """The importer prints no warning about scaled weights: tau and r are as it wants them."""
+    net = dense(LIF(16, beta=0.9, threshold=0.7, **HARD))
+    path = write_nir(net, (6,), tmp_path / "net.nir")
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        from snntorch.import_nir import import_from_nir
+
+        model = import_from_nir(nir.read(path))
+    assert "scaling" not in told.getvalue()
+    assert torch.equal(model.n.beta.float(), net["n"].beta.expand(16))
+    assert by_snntorch(path, np.zeros((2, 1, 6), np.float32))["n"].shape == (2, 1, 16)

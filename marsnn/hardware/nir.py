@@ -139,19 +139,17 @@ def read_nir(
     graph = _load(path)
     said = graph.metadata if TAG in graph.metadata else {}
     try:
-        conventions = nir_import.Conventions(
-            dt=float(said.get("dt", DT) if dt is None else dt),
-            fires_at=fires_at if fires_at is not None else said.get("fires_at", ">"),
-            steps=count("steps", int(said.get("steps", 1)) if steps is None else steps),
-            carry=carry if carry is not None else said.get("carry", "sequence"),
+        own = _conventions(
+            said.get("dt", DT), said.get("fires_at", ">"), said.get("steps", 1), said.get("carry", "sequence")
         )
-        positive("dt", conventions.dt)
-        _one_of("fires_at", conventions.fires_at, (">", ">="))
-        _one_of("carry", conventions.carry, ("token", "sequence"))
-    except InputError:
-        raise
-    except (TypeError, ValueError) as error:
+    except (InputError, TypeError, ValueError) as error:
         raise FileError(f"{path}: its metadata is damaged ({_line(error)}); write it again") from error
+    conventions = _conventions(
+        own.dt if dt is None else dt,
+        own.fires_at if fires_at is None else fires_at,
+        own.steps if steps is None else steps,
+        own.carry if carry is None else carry,
+    )
     try:
         network, refusals = nir_import.network_of(graph, conventions)
     except (MarsnnError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
@@ -159,6 +157,13 @@ def read_nir(
     if network is None:
         raise FileError(f"{path}: {len(refusals)} of its nodes can't be read: " + "; ".join(refusals))
     return network
+
+
+def _conventions(dt: Any, fires_at: Any, steps: Any, carry: Any) -> nir_import.Conventions:
+    positive("dt", dt)
+    _one_of("fires_at", fires_at, (">", ">="))
+    _one_of("carry", carry, ("token", "sequence"))
+    return nir_import.Conventions(float(dt), fires_at, count("steps", steps), carry)
 
 
 # ---- the file ----------------------------------------------------------------------------------------

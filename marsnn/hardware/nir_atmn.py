@@ -39,6 +39,7 @@ TAG = "marsnn"
 LARGEST_STEPS = 64
 """T of a count form: a layer takes 4 T nodes of N numbers each."""
 
+_WIDE = 1.01  # the search for a level starts so far beside the real formula
 _MARGIN = 1e-5  # how far f (1 + tau) must stay above 1, so that no rounding flips a sign
 
 
@@ -62,6 +63,10 @@ def unmappable(neuron: ATMN) -> str | None:
         return f"fire_at = {fire_at:g} with tau = {tau:g} mixes spikes of both signs; use a greater fire_at"
     if neuron.steps > LARGEST_STEPS:
         return f"T = {neuron.steps} would be {4 * neuron.steps} nodes; use at most {LARGEST_STEPS} steps"
+    if float(_real_levels(neuron)[-1].max()) * _WIDE >= torch.finfo(neuron.threshold.dtype).max:
+        return (
+            f"T = {neuron.steps} spikes with tau = {tau:g} need a current beyond its floats; use fewer steps"
+        )
     return None
 
 
@@ -72,7 +77,7 @@ def count_form(name: str, neuron: ATMN, shape: tuple[int, ...], fires_at: FiresA
     axis = neuron.feature_dim
     V = _along(neuron.threshold, axis, shape)
     levels = [_along(level, axis, shape) for level in firing_levels(neuron)]
-    powers = [power.item() for power in neuron._powers(V_like(neuron))]
+    powers = [power.item() for power in neuron._powers(_train_like(neuron))]
     tag = {
         TAG: "ATMN",
         "steps": neuron.steps,
@@ -100,28 +105,29 @@ def count_form(name: str, neuron: ATMN, shape: tuple[int, ...], fires_at: FiresA
 
 
 def firing_levels(neuron: ATMN) -> torch.Tensor:
-    """L_m, [T] or [T, N]: the smallest current that gives m spikes, in the neuron's own dtype and steps.
-
-    Infinite where no finite current gives m.
-    """
+    """L_m, [T] or [T, N]: the smallest current that gives m spikes, in the neuron's own dtype and steps."""
     V = neuron.threshold.detach()
-    tau, T = neuron.tau.item(), neuron.steps
-    guess, total = [], 0.0
-    for m in range(T):
-        guess.append((total + neuron.fire_at * tau**m) * V.double())
-        total += tau**m
-    real = torch.stack(guess)  # [T] or [T, N]
-    finite = real * 1.01 < torch.finfo(V.dtype).max
-    real = torch.where(finite, real, V.double())
+    real = _real_levels(neuron)
     bits = torch.int32 if V.dtype == torch.float32 else torch.int64
-    low = (real * 0.99).to(V.dtype).view(bits)  # positive floats are ordered as their bits are
-    high = (real * 1.01).to(V.dtype).view(bits)
-    wanted = torch.arange(1, T + 1).reshape(-1, *[1] * V.ndim)
+    low = (real / _WIDE).to(V.dtype).view(bits)  # positive floats are ordered as their bits are
+    high = (real * _WIDE).to(V.dtype).view(bits)
+    wanted = torch.arange(1, neuron.steps + 1).reshape(-1, *[1] * V.ndim)
     while bool((high - low > 1).any()):
         middle = low + (high - low) // 2
         fires = _counts(neuron, middle.view(V.dtype)) >= wanted
         low, high = torch.where(fires, low, middle), torch.where(fires, middle, high)
-    return torch.where(finite, high.view(V.dtype), torch.inf)
+    return high.view(V.dtype)
+
+
+def _real_levels(neuron: ATMN) -> torch.Tensor:
+    """L_m by the formula, [T] or [T, N], in float64."""
+    tau, before = neuron.tau.item(), 0.0
+    levels = []
+    for m in range(neuron.steps):
+        levels.append(before + neuron.fire_at * tau**m)
+        before += tau**m
+    V = neuron.threshold.detach().double()
+    return torch.tensor(levels, dtype=torch.float64).reshape(-1, *[1] * V.ndim) * V
 
 
 def _counts(neuron: ATMN, currents: torch.Tensor) -> torch.Tensor:
@@ -131,7 +137,7 @@ def _counts(neuron: ATMN, currents: torch.Tensor) -> torch.Tensor:
     return neuron.encode(x).sum(0).reshape(currents.shape)
 
 
-def V_like(neuron: ATMN) -> torch.Tensor:
+def _train_like(neuron: ATMN) -> torch.Tensor:
     """A train of T steps in the neuron's dtype, of which only length and dtype matter."""
     return neuron.threshold.detach().new_zeros(neuron.steps, 1)
 

@@ -184,7 +184,8 @@ class _Writer:
         import nir
 
         worth = self._join(name, sources)
-        start, end = (d - 1 if d > 0 else d + len(into) for d in (layer.start_dim, layer.end_dim))
+        # From the end: some importers count the batch among the axes, and some don't.
+        start, end = (d - 1 - len(into) if d > 0 else d for d in (layer.start_dim, layer.end_dim))
         self._add(name, nir.Flatten({"input": np.array(into)}, start, end))
         return worth.reshape(out)
 

@@ -47,9 +47,9 @@ def by_the_equations(path, x, dt=DT):
     return {name: np.stack(values) for name, values in outputs.items()}
 
 
-def step(node, name, I, state, dt):
+def step(node, name, x, state, dt):
     def own(value):
-        return np.asarray(value).astype(I.dtype)
+        return np.asarray(value).astype(x.dtype)
 
     def euler(
         v, tau, leak, drive
@@ -58,36 +58,37 @@ def step(node, name, I, state, dt):
 
     kind = type(node).__name__
     if kind == "Output":
-        return I
+        return x
     if kind in ("Affine", "Linear"):
-        y = I @ own(node.weight).T
+        y = x @ own(node.weight).T
         return y + own(node.bias) if kind == "Affine" else y
     if kind in ("Conv1d", "Conv2d"):
         conv = torch.nn.functional.conv1d if kind == "Conv1d" else torch.nn.functional.conv2d
-        tensors = [torch.as_tensor(own(value)) for value in (I, node.weight, node.bias)]
+        tensors = [torch.as_tensor(own(value)) for value in (x, node.weight, node.bias)]
         sides = [np.asarray(v).reshape(-1).tolist() for v in (node.stride, node.padding, node.dilation)]
         return conv(*tensors, *sides, int(node.groups)).numpy()
     if kind in ("AvgPool2d", "SumPool2d"):
         sides = [np.asarray(v).tolist() for v in (node.kernel_size, node.stride, node.padding)]
-        mean = torch.nn.functional.avg_pool2d(torch.as_tensor(I), *sides)
+        mean = torch.nn.functional.avg_pool2d(torch.as_tensor(x), *sides)
         return (mean * (int(np.prod(sides[0])) if kind == "SumPool2d" else 1)).numpy()
     if kind == "Flatten":
-        return torch.flatten(torch.as_tensor(I), int(node.start_dim) + 1, -1).numpy()
+        dims = int(node.start_dim), int(node.end_dim)
+        return torch.flatten(torch.as_tensor(x), *(d + 1 if d >= 0 else d for d in dims)).numpy()
     if kind == "Scale":
-        return I * own(node.scale)
+        return x * own(node.scale)
     if kind == "Threshold":
-        return own(I > own(node.threshold))
-    old = state.get(name, (np.zeros_like(I), np.zeros_like(I)))
+        return own(x > own(node.threshold))
+    old = state.get(name, (np.zeros_like(x), np.zeros_like(x)))
     v, current = old
     if kind == "CubaLIF":
-        current = euler(current, node.tau_syn, 0, own(dt / node.tau_syn * node.w_in) * I)
+        current = euler(current, node.tau_syn, 0, own(dt / node.tau_syn * node.w_in) * x)
         drive = own(dt / node.tau_mem * node.r) * current
         v = euler(v, node.tau_mem, own(node.v_leak), drive)
     elif kind in ("LIF", "LI"):
-        v = euler(v, node.tau, own(node.v_leak), own(dt / node.tau * node.r) * I)
+        v = euler(v, node.tau, own(node.v_leak), own(dt / node.tau * node.r) * x)
     else:
         assert kind in ("IF", "I"), kind
-        v = v + own(dt * node.r) * I
+        v = v + own(dt * node.r) * x
     if kind in ("LI", "I"):
         state[name] = v, current
         return v

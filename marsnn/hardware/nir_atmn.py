@@ -104,6 +104,7 @@ def count_form(name: str, neuron: ATMN, shape: tuple[int, ...], fires_at: FiresA
     return CountForm(nodes, edges, entries)
 
 
+@torch.no_grad()
 def firing_levels(neuron: ATMN) -> torch.Tensor:
     """L_m, [T] or [T, N]: the smallest current that gives m spikes, in the neuron's own dtype and steps."""
     V = neuron.threshold.detach()
@@ -111,7 +112,7 @@ def firing_levels(neuron: ATMN) -> torch.Tensor:
     bits = torch.int32 if V.dtype == torch.float32 else torch.int64
     low = (real / _WIDE).to(V.dtype).view(bits)  # positive floats are ordered as their bits are
     high = (real * _WIDE).to(V.dtype).view(bits)
-    wanted = torch.arange(1, neuron.steps + 1).reshape(-1, *[1] * V.ndim)
+    wanted = torch.arange(1, neuron.steps + 1, device=V.device).reshape(-1, *[1] * V.ndim)
     while bool((high - low > 1).any()):
         middle = low + (high - low) // 2
         fires = _counts(neuron, middle.view(V.dtype)) >= wanted
@@ -127,7 +128,7 @@ def _real_levels(neuron: ATMN) -> torch.Tensor:
         levels.append(before + neuron.fire_at * tau**m)
         before += tau**m
     V = neuron.threshold.detach().double()
-    return torch.tensor(levels, dtype=torch.float64).reshape(-1, *[1] * V.ndim) * V
+    return V.new_tensor(levels).reshape(-1, *[1] * V.ndim) * V
 
 
 def _counts(neuron: ATMN, currents: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Networks for the NIR tests: one for each row of the table in `docs/nir.md`, with the shape of their input."""
+"""Networks for the NIR tests: one for each row of the table in `docs/nir.md`, with their input's shape."""
 
 import torch
 from torch import nn

@@ -142,8 +142,9 @@ def by_spikingjelly(path, x):
     return stacked(outputs)
 
 
-def by_norse(path, x, dt=DT):
-    graph, names = inner(path)
+def by_norse(path, x, dt=DT, names=None):
+    graph, everyone = inner(path)
+    names = names or everyone
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it still calls nirtorch.load
         logging.disable(logging.WARNING)  # it warns of every r that it doesn't honour

@@ -1,12 +1,13 @@
-"""NIR: our files in the hands of others, theirs in ours, and what is refused.
+"""NIR: our files in the hands of others, and what is not written.
 
-Truths held: reference (the equations of NIR, snnTorch, SpikingJelly and norse give our spikes, step for step),
-golden (ties), property (decays survive), round trip, mutants (a wrong constant or threshold is seen), runnable
-docs (each cell of the page's table is what a run says), hostile files.
+Truths held: reference (the equations of NIR, snnTorch, SpikingJelly and norse give our spikes, step for
+step), golden (ties), property (decays survive), round trip, mutants (a wrong constant or threshold is seen),
+runnable docs (the page's example, and each cell of its table is what a run says).
 """
 
 import contextlib
 import io
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -28,8 +29,7 @@ from marsnn.hardware.nir import read_nir, to_nir, write_nir
 from marsnn.network import Network
 from marsnn.neurons import ALIF, ATMN, LIF, TMN, CubaLIF, IntegerLIF, LeakyIntegrator, TernaryLIF
 from tests.hardware.nir_nets import HARD, ROWS, V, dense
-from tests.hardware.nir_readers import DT, READERS, by_the_equations, snn_nir
-from tests.hardware.nir_readers import norse as norse_import
+from tests.hardware.nir_readers import READERS, by_the_equations, snn_nir
 
 # isort: split
 from snntorch.export_nir import export_to_nir
@@ -50,7 +50,7 @@ FIRES_AT = {"NIR": ">", "snnTorch": ">", "SpikingJelly": ">=", "norse": ">"}
 
 
 def ours(net, x):
-    """What each layer of ours gives, in NIR's terms: neuron -> [L, B, *]; ATMN's value, others' bare output."""
+    """What our neurons give in NIR's terms, name -> [L, B, *]: ATMN's value, the others' bare output."""
     recording = simulate(net, x)
     found = {}
     for name, spikes in recording.spikes.items():
@@ -67,7 +67,7 @@ def mismatches(net, path, x, reader):
     return sum(int((outputs[name] != value).sum()) for name, value in ours(net, x).items())
 
 
-# ---- the page's table -----------------------------------------------------------------------------------
+# ---- the page's table ----------------------------------------------------------------------------
 
 
 def page_table():
@@ -121,18 +121,25 @@ def test_the_table_of_the_page_is_what_runs_say(row, tmp_path):
 
 
 def test_a_dropped_node_is_dropped_without_a_word(tmp_path):
-    """norse runs such a file as if the node were not there: what the page's "dropped" means."""
-    net = Network([nn.Linear(4, 4), LIF(4, **HARD), LeakyIntegrator(4, steps=1, carry="sequence")])
-    write_nir(net, (4,), tmp_path / "net.nir", unit_resistance=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        model = norse_import.from_nir(nir.read(tmp_path / "net.nir"), dt=DT)
-    with contextlib.suppress(Exception):
-        model(torch.randn(1, 4))
-    assert not [name for name, _ in model.named_modules() if "leakyintegrator" in name]
+    """What the page's "dropped" means: norse runs the file as if the node were not there."""
+    net = Network([nn.Linear(4, 4), LIF(4, threshold=0.1, **HARD), LeakyIntegrator(4, steps=1)])
+    net["leakyintegrator1"].carry = "sequence"
+    x = torch.randn(20, 3, 4)
+    path = write_nir(net, x, tmp_path / "net.nir", unit_resistance=True)
+    spikes = READERS["norse"](path, x.numpy(), names=["lif1"])["lif1"]
+    assert np.array_equal(spikes, ours(net, x)["lif1"])
+    with pytest.raises(KeyError):
+        READERS["norse"](path, x.numpy(), names=["leakyintegrator1"])
 
 
-# ---- ties -------------------------------------------------------------------------------------------------
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    exec(compile(block, str(PAGE), "exec"), {})  # our own page, not a user's file
+    assert (tmp_path / "jelly.nir").is_file()
+
+
+# ---- ties ----------------------------------------------------------------------------------------
 
 
 def grid(seed, settings):
@@ -197,17 +204,26 @@ def test_at_the_float_below_its_threshold_a_reader_of_the_other_kind_fires(tmp_p
     assert mismatches(net, path, x, "snnTorch") == 0
 
 
-# ---- mutants ------------------------------------------------------------------------------------------------
+# ---- mutants -------------------------------------------------------------------------------------
 
 MUTANTS = {
-    "tau from beta instead of 1 - beta": ("time_constant", lambda beta, dt: dt / np.asarray(beta, np.float64)),
-    "tau of the exponential decay": ("time_constant", lambda beta, dt: -dt / np.log(np.asarray(beta, np.float64))),
+    "tau from beta instead of 1 - beta": (
+        "time_constant",
+        lambda beta, dt: dt / np.asarray(beta, np.float64),
+    ),
+    "tau of the exponential decay": (
+        "time_constant",
+        lambda beta, dt: -dt / np.log(np.asarray(beta, np.float64)),
+    ),
     "tau in steps": ("time_constant", lambda beta, dt: 1 / (1 - np.asarray(beta, np.float64))),
     "r = 1": ("resistance", lambda tau, dt: np.ones_like(tau)),
     "r inverted": ("resistance", lambda tau, dt: dt / tau),
     "threshold as it is": ("to_file", lambda threshold, fires_at: threshold),
-    "threshold the float above": ("to_file", lambda threshold, fires_at: np.nextafter(threshold, np.float32(9))),
-}  # fmt: skip
+    "threshold the float above": (
+        "to_file",
+        lambda threshold, fires_at: np.nextafter(threshold, np.float32(9)),
+    ),
+}
 
 
 @pytest.mark.parametrize("neuron", [half, lambda n: CubaLIF(n, alpha=0.5, beta=0.75, threshold=0.5, **HARD)])
@@ -240,7 +256,7 @@ def test_a_mutant_of_the_reader_is_seen(function, wrong, monkeypatch, tmp_path):
     assert not np.array_equal(simulate(read_nir(path), x).spikes["n"], simulate(net, x).spikes["n"])
 
 
-# ---- time constants -----------------------------------------------------------------------------------------
+# ---- time constants ------------------------------------------------------------------------------
 
 
 @given(st.floats(2**-20, 1, width=32, exclude_max=True), st.sampled_from([1e-4, 1e-3, 1.0]))
@@ -262,7 +278,7 @@ def test_time_constants_by_hand():
     assert nir_units.to_file(one, ">=") == 1
 
 
-# ---- ATMN ---------------------------------------------------------------------------------------------------
+# ---- ATMN ----------------------------------------------------------------------------------------
 
 ATMNS = {
     "literal": lambda: ATMN(16, steps=4, tau=1.0, threshold=V),
@@ -344,7 +360,7 @@ def test_atmn_runs_through_nirtorch_with_a_map_of_two_lines(tmp_path):
     assert torch.allclose(model(x[0])[0], net(x)[0], atol=1e-6)
 
 
-# ---- round trips ----------------------------------------------------------------------------------------------
+# ---- round trips ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fires_at", [">", ">="])
@@ -374,11 +390,13 @@ def test_settings_and_tags_come_back(tmp_path):
     net = Network(
         {
             "a": nn.Conv2d(1, 4, 3, bias=False),
-            "n": CubaLIF(4, steps=5, alpha=0.25, beta=torch.linspace(0, 0.75, 4), reset="zero", feature_dim=-3),
+            "n": CubaLIF(
+                4, steps=5, alpha=0.25, beta=torch.linspace(0, 0.75, 4), reset="zero", feature_dim=-3
+            ),
             "f": nn.Flatten(),
             "b": nn.Linear(64, 2),
         }
-    )  # fmt: skip
+    )
     back = read_nir(write_nir(net, torch.zeros(1, 1, 1, 6, 6), tmp_path / "net.nir", dt=1e-3))
     neuron = back["n"]
     assert type(neuron) is CubaLIF
@@ -401,6 +419,32 @@ def test_atmn_comes_back_as_it_was(tmp_path):
         assert torch.equal(back["n"].tau, net["n"].tau)
         x = torch.randn(6, 3, 4)
         assert torch.equal(back(x), net(x))
+
+
+@pytest.mark.parametrize("kind", ["atmn", "pool"])
+def test_settings_for_each_channel_of_images(kind, tmp_path):
+    levels = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    if kind == "atmn":
+        neuron = ATMN(4, steps=3, tau=2.0, threshold=levels, feature_dim=-3)
+    else:
+        neuron = LIF(4, threshold=levels, feature_dim=-3, **HARD)
+    net = Network(
+        {
+            "a": nn.Conv2d(2, 4, 3),
+            "n": neuron,
+            "p": nn.AvgPool2d(2),
+            "f": nn.Flatten(),
+            "b": nn.Linear(16, 3),
+        }
+    )
+    x = torch.randn(20, 3, 2, 6, 6)
+    path = write_nir(net, x, tmp_path / "net.nir")
+    assert mismatches(net, path, x, "NIR") == 0
+    outputs = by_the_equations(path, x.numpy())
+    np.testing.assert_allclose(outputs["b"], simulate(net, x).output, atol=1e-6)
+    back = read_nir(path)
+    assert np.array_equal(simulate(back, x).spikes["n"], simulate(net, x).spikes["n"])
+    np.testing.assert_allclose(back(x).detach(), simulate(net, x).output, atol=1e-6)
 
 
 def test_what_was_read_can_be_saved_and_read_again(tmp_path):
@@ -436,11 +480,15 @@ def test_float64_networks_stay_float64(tmp_path):
 def test_silent_layers_leave_their_edges_and_a_skip_into_one_is_kept(tmp_path):
     net = Network(
         {
-            "a": nn.Linear(4, 4), "d": nn.Dropout(), "n": LIF(4, **HARD), "b": nn.Linear(4, 4),
-            "i": nn.Identity(), "m": LIF(4, **HARD),
+            "a": nn.Linear(4, 4),
+            "d": nn.Dropout(),
+            "n": LIF(4, **HARD),
+            "b": nn.Linear(4, 4),
+            "i": nn.Identity(),
+            "m": LIF(4, **HARD),
         },
         skips={"i": ["n", "input"]},
-    )  # fmt: skip
+    )
     x = torch.randn(20, 2, 4)
     path = write_nir(net.eval(), x, tmp_path / "net.nir")
     graph = nir.read(path)
@@ -451,20 +499,32 @@ def test_silent_layers_leave_their_edges_and_a_skip_into_one_is_kept(tmp_path):
     assert np.array_equal(back.spikes["m"], simulate(net, x).spikes["m"])
 
 
-# ---- what can't be written ------------------------------------------------------------------------------------
+# ---- what can't be written -----------------------------------------------------------------------
 
 
 def test_every_refusal_is_told_at_once():
     net = Network(
         {
-            "a": nn.Linear(6, 8), "soft": LIF(8, steps=4), "b": nn.Linear(8, 8), "relu": nn.ReLU(),
-            "alif": ALIF(8), "c": nn.Linear(8, 8), "digits": ATMN(8), "d": nn.Linear(8, 8),
-            "ternary": TernaryLIF(8), "e": nn.Linear(8, 8), "count": ATMN(8, tau=1.0), "tmn": TMN(8),
-            "integer": IntegerLIF(8), "rounding": ATMN(8, tau=1.0, fire_at=0.5),
-            "endless": CubaLIF(8, beta=1.0, reset="zero"), "some": LIF(8, beta=torch.arange(8) / 7, reset="zero"),
-            "other": LIF(8, reset="zero", carry="sequence"), "norm": nn.LayerNorm(8),
+            "a": nn.Linear(6, 8),
+            "soft": LIF(8, steps=4),
+            "b": nn.Linear(8, 8),
+            "relu": nn.ReLU(),
+            "alif": ALIF(8),
+            "c": nn.Linear(8, 8),
+            "digits": ATMN(8),
+            "d": nn.Linear(8, 8),
+            "ternary": TernaryLIF(8),
+            "e": nn.Linear(8, 8),
+            "count": ATMN(8, tau=1.0),
+            "tmn": TMN(8),
+            "integer": IntegerLIF(8),
+            "rounding": ATMN(8, tau=1.0, fire_at=0.5),
+            "endless": CubaLIF(8, beta=1.0, reset="zero"),
+            "some": LIF(8, beta=torch.arange(8) / 7, reset="zero"),
+            "other": LIF(8, reset="zero", carry="sequence"),
+            "norm": nn.LayerNorm(8),
         }
-    )  # fmt: skip
+    )
     with pytest.raises(ExportError) as refused:
         to_nir(net, (6,))
     named = {refusal.split(":")[0] for refusal in refused.value.refusals}

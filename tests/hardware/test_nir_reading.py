@@ -1,7 +1,7 @@
 """NIR files of others, and files that nobody should trust.
 
-Truths held: reference (snnTorch's, SpikingJelly's and norse's own runs), golden (ties; nodes by hand), contract
-(what can't be read is named), hostile files.
+Truths held: reference (snnTorch's, SpikingJelly's and norse's own runs), golden (ties; nodes by hand),
+contract (what can't be read is named), hostile files.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ def half(features):
     return LIF(features, beta=0.5, threshold=0.5, **HARD)
 
 
-# ---- their files in ours ---------------------------------------------------------------------------------------
+# ---- their files in ours -------------------------------------------------------------------------
 
 
 def run_ours(path, x, **settings):
@@ -121,9 +121,13 @@ def test_spikingjellys_files_run_in_ours(seed, settings, tmp_path):
 
 def test_spikingjellys_images_run_in_ours(tmp_path):
     theirs = nn.Sequential(
-        jelly_layer.Conv2d(1, 4, 3, padding=1), jelly.IFNode(v_threshold=0.6), jelly_layer.AvgPool2d(2),
-        jelly_layer.Flatten(), jelly_layer.Linear(36, 7), jelly.IFNode(v_threshold=0.3),
-    )  # fmt: skip
+        jelly_layer.Conv2d(1, 4, 3, padding=1),
+        jelly.IFNode(v_threshold=0.6),
+        jelly_layer.AvgPool2d(2),
+        jelly_layer.Flatten(),
+        jelly_layer.Linear(36, 7),
+        jelly.IFNode(v_threshold=0.3),
+    )
     x = torch.randn(20, 2, 1, 6, 6)
     jelly_export(theirs, x[0], tmp_path / "net.nir")
     spikes = torch.stack([theirs(frame) for frame in x]).detach().numpy()
@@ -140,9 +144,12 @@ def test_ties_of_their_files_are_read_as_their_writer_meant_them(tmp_path):
     through = nn.Linear(1, 1, bias=False)
     through.weight.data.fill_(1)
     leaky = snn.Leaky(
-        beta=torch.tensor([0.5]), threshold=torch.tensor([1.0]), reset_mechanism="zero", reset_delay=False,
+        beta=torch.tensor([0.5]),
+        threshold=torch.tensor([1.0]),
+        reset_mechanism="zero",
+        reset_delay=False,
         init_hidden=True,
-    )  # fmt: skip
+    )
     nir.write(tmp_path / "snn.nir", snn_export(nn.Sequential(through, leaky), torch.zeros(1, 1)))
     snn_utils.reset(leaky)
     theirs = [int(leaky(frame)) for frame in x]
@@ -151,11 +158,13 @@ def test_ties_of_their_files_are_read_as_their_writer_meant_them(tmp_path):
 
 
 def test_norses_files_run_in_ours(tmp_path):
-    """norse 1.1 writes tau = dt / tau_mem_inv, which is right for dt = 1 alone, whatever step it runs with."""
+    """norse 1.1 writes tau = dt / tau_mem_inv, right for dt = 1 alone whatever step it runs with."""
     settings = [
-        norse.LIFBoxParameters(tau_mem_inv=torch.full((n,), 250.0), v_th=torch.full((n,), 0.2), v_leak=torch.zeros(n))
+        norse.LIFBoxParameters(
+            tau_mem_inv=torch.full((n,), 250.0), v_th=torch.full((n,), 0.2), v_leak=torch.zeros(n)
+        )
         for n in (16, 5)
-    ]  # fmt: skip
+    ]
     cells = [norse.LIFBoxCell(p) for p in settings]
     theirs = norse.SequentialState(nn.Linear(6, 16), cells[0], nn.Linear(16, 5), cells[1])
     x = 2 * torch.randn(40, 3, 6)
@@ -210,9 +219,12 @@ def test_a_graph_of_any_names_and_a_scalar_neuron(tmp_path):
     weight = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
     scalar = nir.LIF(*(np.array(value) for value in (2e-4, 2.0, 0.0, 1.0, 0.0)))
     nodes = {
-        "input": nir.Input(np.array([1, 4])), "keys": nir.Linear(weight), "0.lif/x": scalar, "0_lif_x": nir.Linear(weight),
+        "input": nir.Input(np.array([1, 4])),
+        "keys": nir.Linear(weight),
+        "0.lif/x": scalar,
+        "0_lif_x": nir.Linear(weight),
         "output": nir.Output(np.array([1, 4])),
-    }  # fmt: skip
+    }
     nodes = {name.replace("/", " "): node for name, node in nodes.items()}
     path = tmp_path / "net.nir"
     graph_file(path, {k: v for k, v in nodes.items() if k != "0.lif x"}, [])
@@ -228,7 +240,7 @@ def _without_compression(path, nodes, edges):
     return path
 
 
-# ---- what can't be read ------------------------------------------------------------------------------------------
+# ---- what can't be read --------------------------------------------------------------------------
 
 
 REFUSED = {
@@ -269,8 +281,14 @@ def test_graphs_that_are_no_row_are_refused_by_name(tmp_path):
             {**one, "a": lif(), "b": lif(), "c": nir.Linear(eye)},
             [("in", "a"), ("in", "b"), ("a", "c"), ("b", "c"), ("c", "out")],
         ),
-        "2 nodes Input": ({**one, "in2": nir.Input(np.array([4])), "a": lif()}, [("in", "a"), ("in2", "a"), ("a", "out")]),
-        "leads to it, and there is no such node": ({**one, "a": lif()}, [("in", "a"), ("a", "ghost"), ("a", "out")]),
+        "2 nodes Input": (
+            {**one, "in2": nir.Input(np.array([4])), "a": lif()},
+            [("in", "a"), ("in2", "a"), ("a", "out")],
+        ),
+        "leads to it, and there is no such node": (
+            {**one, "a": lif()},
+            [("in", "a"), ("a", "ghost"), ("a", "out")],
+        ),
         "beside b; a Network has one end": (
             {**one, "a": lif(), "b": nir.Linear(eye)},
             [("in", "a"), ("a", "b"), ("b", "out"), ("a", "out")],
@@ -279,7 +297,7 @@ def test_graphs_that_are_no_row_are_refused_by_name(tmp_path):
             {**one, "a": lif(), "c": lif(v_threshold=2.0), "d": nir.Linear(eye)},
             [("in", "a"), ("a", "c"), ("c", "d"), ("a", "d"), ("d", "out")],
         ),
-    }  # fmt: skip
+    }
     for reason, (nodes, edges) in cases.items():
         with pytest.raises(
             FileError, match=reason.replace("a: adds signals|c: adds signals", "d: adds signals of")
@@ -300,14 +318,14 @@ def test_graphs_that_are_no_row_are_refused_by_name(tmp_path):
         lambda g: g["nodes"].pop("n.plus1"),
         lambda g: g["edges"].__setitem__(0, g["edges"][1]),
     ],
-)  # fmt: skip
+)
 def test_a_tag_is_not_believed(spoil, tmp_path):
     net = Network({"n": ATMN(4, steps=2, tau=2.0)})
     path = write_nir(net, (4,), tmp_path / "net.nir")
     assert read_nir(path)["n"].steps == 2
     with h5py.File(path, "r+") as file:
         spoil(file["node"])
-    with pytest.raises(FileError, match="n: tagged as an ATMN|no such node"):
+    with pytest.raises(FileError, match=r"n: tagged as an ATMN|no such node"):
         read_nir(path)
 
 
@@ -325,17 +343,25 @@ def replace(group, name, make):
 
 HOSTILE = {
     "an external link": (
-        lambda f, n: replace(n["a"], "weight", lambda g, k: g.__setitem__(k, h5py.ExternalLink("/etc/x", "/"))),
+        lambda f, n: replace(
+            n["a"], "weight", lambda g, k: g.__setitem__(k, h5py.ExternalLink("/etc/x", "/"))
+        ),
         "a link to somewhere else",
     ),
     "a soft link": (
-        lambda f, n: replace(n["a"], "bias", lambda g, k: g.__setitem__(k, h5py.SoftLink("/node/nodes/n/tau"))),
+        lambda f, n: replace(
+            n["a"], "bias", lambda g, k: g.__setitem__(k, h5py.SoftLink("/node/nodes/n/tau"))
+        ),
         "a link to somewhere else",
     ),
-    "a group within itself": (lambda f, n: n["a"].__setitem__("metadata", f["node"]), "a group within itself"),
+    "a group within itself": (
+        lambda f, n: n["a"].__setitem__("metadata", f["node"]),
+        "a group within itself",
+    ),
     "a bomb": (
         lambda f, n: replace(
-            n["a"], "weight",
+            n["a"],
+            "weight",
             lambda g, k: g.create_dataset(k, (2**20, 2**20), "f4", compression="gzip", chunks=(64, 64)),
         ),
         "unpacks to more than",
@@ -347,18 +373,25 @@ HOSTILE = {
         "data outside the file",
     ),
     "a reference": (
-        lambda f, n: replace(n["a"], "bias", lambda g, k: g.create_dataset(k, data=f.ref, dtype=h5py.ref_dtype)),
+        lambda f, n: replace(
+            n["a"], "bias", lambda g, k: g.create_dataset(k, data=f.ref, dtype=h5py.ref_dtype)
+        ),
         "not numbers or text",
     ),
     "an unknown type": (
-        lambda f, n: replace(n["a"], "type", lambda g, k: g.create_dataset(k, data="System")), "not a readable NIR file",
+        lambda f, n: replace(n["a"], "type", lambda g, k: g.create_dataset(k, data="System")),
+        "not a readable NIR file",
     ),
     "an unknown field": (lambda f, n: n["a"].create_dataset("hook", data=1), "not a readable NIR file"),
     "a missing field": (lambda f, n: n["n"].pop("tau"), "not a readable NIR file"),
     "text for a weight": (
-        lambda f, n: replace(n["n"], "tau", lambda g, k: g.create_dataset(k, data="4")), "not a readable NIR file",
+        lambda f, n: replace(n["n"], "tau", lambda g, k: g.create_dataset(k, data="4")),
+        "not a readable NIR file",
     ),
-    "a switch of its reader": (lambda f, n: f["node"].create_dataset("type_check", data=True), "holds no NIR graph"),
+    "a switch of its reader": (
+        lambda f, n: f["node"].create_dataset("type_check", data=True),
+        "holds no NIR graph",
+    ),
     "bad metadata": (
         lambda f, n: replace(f["node/metadata"], "steps", lambda g, k: g.create_dataset(k, data="many")),
         "its metadata is damaged",
@@ -367,7 +400,7 @@ HOSTILE = {
         lambda f, n: replace(f["node/metadata"], "steps", lambda g, k: g.create_dataset(k, data=0)),
         "metadata is damaged .steps must be",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", HOSTILE)

@@ -246,7 +246,7 @@ def norm(graph: IntegerGraph, stage: Stage, arrived: Mapping[str, Ints]) -> tupl
     clipped = 0
     if stage.number("center"):
         x, clipped = saturate(x - ratio(x.sum(-1, keepdims=True), x.shape[-1]))
-    mean = (x * x).sum(-1, keepdims=True) // x.shape[-1]
+    mean = -(-(x * x).sum(-1, keepdims=True) // x.shape[-1])  # rounded up: no x is beyond sqrt(N mean)
     size = np.maximum(root((mean + of["epsilon"]) << 16), 1)
     y, more = saturate(of["sign"] * ratio(x << (NORM_BITS + 8), size) + of["offset"])
     return y, clipped + more

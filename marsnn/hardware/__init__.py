@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from marsnn.hardware.bundle import Bundle, load
     from marsnn.hardware.exporter import export
     from marsnn.hardware.lava import Verification, find_python, verify
+    from marsnn.hardware.qat import QuantizedNetwork
 
 _HOMES = {
     "Bundle": "bundle",
+    "QuantizedNetwork": "qat",
     "Verification": "lava",
     "export": "exporter",
     "find_python": "lava",
@@ -20,7 +22,7 @@ _HOMES = {
     "verify": "lava",
 }
 
-__all__ = ["Bundle", "Verification", "export", "find_python", "load", "verify"]
+__all__ = ["Bundle", "QuantizedNetwork", "Verification", "export", "find_python", "load", "verify"]
 
 
 def __getattr__(name: str) -> Any:

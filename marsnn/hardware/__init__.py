@@ -1,5 +1,6 @@
 """From a trained Network to a chip: `export` writes a bundle, `verify` compares it with Lava.
 
+`write_netx`, `read_netx` and `verify_netx` do the same for netx, the format of lava-dl.
 Names load on first use: `verify` and `load` need numpy alone, `export` needs torch.
 """
 
@@ -10,17 +11,41 @@ if TYPE_CHECKING:
     from marsnn.hardware.bundle import Bundle, load
     from marsnn.hardware.exporter import export
     from marsnn.hardware.lava import Verification, find_python, verify
+    from marsnn.hardware.loihi import LoihiModel
+    from marsnn.hardware.netx import NetxExport, write_netx
+    from marsnn.hardware.netx_file import read_netx
+    from marsnn.hardware.netx_lava import verify_netx
+    from marsnn.hardware.netx_network import network_of
 
 _HOMES = {
     "Bundle": "bundle",
+    "LoihiModel": "loihi",
+    "NetxExport": "netx",
     "Verification": "lava",
     "export": "exporter",
     "find_python": "lava",
     "load": "bundle",
+    "network_of": "netx_network",
+    "read_netx": "netx_file",
     "verify": "lava",
+    "verify_netx": "netx_lava",
+    "write_netx": "netx",
 }
 
-__all__ = ["Bundle", "Verification", "export", "find_python", "load", "verify"]
+__all__ = [
+    "Bundle",
+    "LoihiModel",
+    "NetxExport",
+    "Verification",
+    "export",
+    "find_python",
+    "load",
+    "network_of",
+    "read_netx",
+    "verify",
+    "verify_netx",
+    "write_netx",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,9 +18,9 @@ drives, which have one threshold and one pair of decays. All numbers are integer
 
     leak(x, decay) = x (4096 - decay) / 4096         rounded toward zero
 
-Source: `PyLifModelBitAcc`, `PyLifResetModelBitAcc`, `PyDenseModelBitAcc`, `PyConvModelFixed` of lava-nc 0.10.0
-and `netx` of lava-dl 0.6.0 (BSD-3), whose `du = iDecay - 1` meets the one that the neuron adds. Differs in:
-nothing known; `verify_netx` compares every step. Needs numpy alone.
+Source: `PyLifModelBitAcc`, `PyLifResetModelBitAcc`, `PyDenseModelBitAcc` and `PyConvModelFixed` of lava-nc
+0.10.0 and `netx` of lava-dl 0.6.0 (BSD-3), whose `du = iDecay - 1` meets the one that the neuron adds.
+Differs in: nothing known; `verify_netx` compares every step. Needs numpy alone.
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class LoihiModel:
         layers: in order.
         input_shape: (M,) or (C, H, W).
         message_bits: 0 where the input is spikes, 8 where it is graded, -127 to 127.
+        input_max: the largest magnitude of an input; 1 where it is spikes.
         steps: T, for how many steps a token is held.
         reset_interval: all states are cleared every so many steps, or never (None). Layer i (from 0) is
             cleared at the steps n with n = reset_offset + 1 + i modulo the interval, counted from 1, before
@@ -102,6 +103,7 @@ class LoihiModel:
     layers: tuple[Layer, ...]
     input_shape: tuple[int, ...]
     message_bits: int = 0
+    input_max: int = 1
     steps: int = 1
     reset_interval: int | None = None
     reset_offset: int = 1
@@ -110,6 +112,10 @@ class LoihiModel:
     def names(self) -> tuple[str, ...]:
         """Layer names in order."""
         return tuple(layer.name for layer in self.layers)
+
+    def arrives(self, behind: bool = False) -> tuple[int, int]:
+        """The least and the largest of what can come into the first layer, or into one behind another."""
+        return (0, 1) if behind or not self.message_bits else (-self.input_max, self.input_max)
 
     def run(self, inputs: NDArray[np.integer]) -> LoihiRun:
         """Tokens [W, *D], each held for T steps, one after the other: spikes [W, T, *N].
@@ -135,8 +141,7 @@ class LoihiModel:
             raise ShapeError(f"expected tokens [W, {expected}], got {list(data.shape)}")
         if data.dtype.kind not in "iub":
             raise InputError(f"expected tokens of integers, got {data.dtype}; divide by the scale and round")
-        largest = INPUT_MAX if self.message_bits else 1
-        least = -INPUT_MAX if self.message_bits else 0
+        least, largest = self.arrives()
         if data.min() < least or data.max() > largest:
             raise InputError(
                 f"tokens must lie in {least} to {largest}, got {int(data.min())} to {int(data.max())}"
@@ -178,9 +183,33 @@ def run_layer(
         v, clipped = clip(int32(leak(v, layer.voltage_decay) + u + bias))
         s = fires(v, fire)
         spikes[row] = s
-        v = np.where(s, 0, v)
+        v = after(v, s, fire)
         wraps, clips = wraps + wrapped, clips + clipped
     return spikes, wraps, clips
+
+
+def excess(layer: Layer, least: int, largest: int, interval: float) -> float:
+    """By what factor the worst case exceeds 24 bits, over all inputs from `least` to `largest`; to 1 is safe.
+
+    Counted are currents of both signs, and voltages below zero. A voltage that is clipped above fires all the
+    same, for the highest threshold lies below that.
+
+    Args:
+        layer: with its weights.
+        least, largest: of one input; least is not above 0.
+        interval: steps from clearing to clearing.
+    """
+    rows = layer.weight.reshape(len(layer.weight), -1).astype(np.float64)
+    up, down = np.maximum(rows, 0).sum(axis=1), np.maximum(-rows, 0).sum(axis=1)
+    high = (up * largest - down * least) * _lasting(layer.current_decay, interval)
+    low = (down * largest - up * least) * _lasting(layer.current_decay, interval)
+    voltage = (low + np.maximum(-layer.bias, 0)) * _lasting(layer.voltage_decay, interval)
+    return float(np.maximum(np.maximum(high, low), voltage).max()) * 2**ALIGN / STATE_MAX
+
+
+def _lasting(decay: int, interval: float) -> float:
+    """The sum of the shares that are left of 1 after 0, 1, 2, ... steps; `interval` of them."""
+    return min(interval, UNITY / decay if decay else math.inf)
 
 
 # ---- arithmetic: each of these is a place where a wrong model would differ ---------------------------
@@ -219,6 +248,11 @@ def fires(v: Ints, fire: int) -> NDArray[np.bool_]:
     return v > fire
 
 
+def after(v: Ints, s: NDArray[np.bool_], fire: int) -> Ints:
+    """The voltage after the spikes s: zero where it fired, whatever the threshold."""
+    return np.where(s, 0, v)
+
+
 def synapse(layer: Layer, arriving: Ints) -> Ints:
     """Synaptic sums [S, *N] of [S, *M]; exact before Lava's own rounding, float64 holds integers to 2^53."""
     if layer.kind == "conv":
@@ -242,7 +276,7 @@ def lava_weights(weight: Ints) -> tuple[Ints, int]:
     largest, least = int(weight.max()), int(weight.min())
     if largest == least == 0:
         raise InputError("all weights are zero, which netx can't load")
-    if largest > 254 and least < 0 or least < -256 and largest > 0:
+    if (largest > 254 and least < 0) or (least < -256 and largest > 0):
         weight = np.clip(weight, -256, 254)
         largest, least = int(weight.max()), int(weight.min())
     signed = largest >= 0 > least  # as netx sees it

@@ -81,6 +81,7 @@ def write_model(
             "names": list(model.names),
             "steps": model.steps,
             "message_bits": model.message_bits,
+            "input_max": model.input_max,
             "reset_interval": model.reset_interval,
             "reset_offset": model.reset_offset,
         }
@@ -215,12 +216,7 @@ class _Tree:
 
 
 def read_file(path: PathLike) -> tuple[LoihiModel, dict[str, Any], NDArray[np.int64] | None, LoihiRun | None]:
-    """A netx file's model; and its header, golden inputs [W, *D] and golden run, if marsnn wrote it.
-
-    Raises:
-        FileError: it is no netx file, is damaged, or asks for what the model has not.
-        MissingDependencyError: h5py is not installed.
-    """
+    """As `read_netx`; and the header, golden inputs [W, *D] and golden run, if marsnn wrote the file."""
     h5py = h5py_module()
     path = Path(path)
     if not path.is_file():
@@ -237,6 +233,20 @@ def read_file(path: PathLike) -> tuple[LoihiModel, dict[str, Any], NDArray[np.in
         raise FileError(f"{path}: not a readable netx file ({reason}); make it again") from error
 
 
+def read_netx(path: PathLike) -> LoihiModel:
+    """The integer model in a netx file, ours or another's: it runs in numpy, spike for spike as Lava does.
+
+    netx keeps neither T nor when states are cleared: in a file from elsewhere a token is one step, states are
+    never cleared and the input is spikes; `dataclasses.replace(model, message_bits=8, input_max=127)` says
+    otherwise.
+
+    Raises:
+        FileError: it is no netx file, is damaged, or asks for what the model has not.
+        MissingDependencyError: h5py is not installed.
+    """
+    return read_file(path)[0]
+
+
 def _read(file: _Tree) -> tuple[LoihiModel, dict[str, Any], NDArray[np.int64] | None, LoihiRun | None]:
     header = _header(file)
     input_shape, layers = _layers(file.sub("layer"))
@@ -250,12 +260,17 @@ def _read(file: _Tree) -> tuple[LoihiModel, dict[str, Any], NDArray[np.int64] | 
         layers=tuple(layers),
         input_shape=input_shape,
         message_bits=_whole(file, header, "message_bits", 0, 8, 0),
+        input_max=_whole(file, header, "input_max", 1, INPUT_MAX, 1),
         steps=_whole(file, header, "steps", 1, LARGEST_STEPS, 1),
         reset_interval=None if interval is None else _whole(file, header, "reset_interval", 1, 2**31, 1),
         reset_offset=_whole(file, header, "reset_offset", 0, 2**31, 1),
     )
-    if model.message_bits not in (0, 8):
-        raise file.told("marsnn/header", f"has message_bits = {model.message_bits}, expected 0 or 8")
+    if model.message_bits not in (0, 8) or (model.message_bits == 0 and model.input_max != 1):
+        raise file.told(
+            "marsnn/header",
+            f"has message_bits = {model.message_bits} and input_max = {model.input_max}, "
+            "expected 0 and 1, or 8 and up to 127",
+        )
     if "marsnn" not in file or "inputs" not in file.sub("marsnn"):
         return model, header, None, None
     return model, header, *_golden(file.sub("marsnn"), model)
@@ -383,8 +398,7 @@ def _neuron(group: _Tree) -> tuple[int, int, int]:
 
 def _golden(group: _Tree, model: LoihiModel) -> tuple[NDArray[np.int64], LoihiRun]:
     axes = len(model.input_shape) + 1
-    largest = INPUT_MAX if model.message_bits else 1
-    inputs = group.array("inputs", (axes,), -largest if model.message_bits else 0, largest)
+    inputs = group.array("inputs", (axes,), *model.arrives())
     if inputs.shape[1:] != model.input_shape:
         raise group.told("inputs", f"is {list(inputs.shape)}, expected W of {list(model.input_shape)}")
     trains = group.sub("spikes")

@@ -27,9 +27,7 @@ def write_netx_case(case: NetxCase, folder: Path) -> Path:
 def layer(name, weight, threshold, current_decay=UNITY, voltage_decay=UNITY, bias=0, shape=None, **rest):
     weight = np.array(weight, dtype=np.int64)
     bias = np.broadcast_to(np.array(bias, dtype=np.int64), (len(weight),)).copy()
-    return Layer(
-        name, weight, bias, threshold, current_decay, voltage_decay, shape or (len(weight),), **rest
-    )
+    return Layer(name, weight, bias, threshold, current_decay, voltage_decay, shape or (len(weight),), **rest)
 
 
 def random_weight(rng, shape):
@@ -56,7 +54,7 @@ def busy(candidate, arriving, interval, clear_at):
 
 
 def random_netx_case(seed: int) -> NetxCase:
-    """1 to 4 layers, T from 1 to 6, graded or binary input, cleared or not, with convolutions in every third."""
+    """1 to 4 layers, T from 1 to 6, graded or binary input, cleared or not, every third with convolutions."""
     rng = np.random.default_rng(seed)
     steps, tokens = int(rng.integers(1, 7)), int(rng.integers(2, 7))
     bits = 8 if seed % 2 else 0
@@ -64,7 +62,7 @@ def random_netx_case(seed: int) -> NetxCase:
     shape = (int(rng.integers(1, 3)) * 2, 5, 6) if seed % 3 == 0 else (int(rng.integers(2, 9)),)
     low, high = (-127, 127) if bits else (0, 1)
     inputs = rng.integers(low, high + 1, (tokens, *shape))
-    model = LoihiModel((), shape, bits, steps, interval, 1)
+    model = LoihiModel((), shape, bits, high, steps, interval)
     total = tokens * steps + 4
     signal = np.zeros((total, *shape), dtype=np.int64)
     signal[: tokens * steps] = np.repeat(inputs, steps, axis=0)
@@ -90,3 +88,78 @@ def random_netx_case(seed: int) -> NetxCase:
         layers.append(made)
         shape = made.shape
     return NetxCase(f"random{seed}", replace(model, layers=tuple(layers)), inputs)
+
+
+def directed_netx_cases() -> list[NetxCase]:
+    """One rule each, with states that sit where it decides."""
+
+    def spikes(*rows):
+        return np.array(rows, dtype=np.int64)
+
+    def case(name, layers, inputs, graded=False, **settings):
+        shape = inputs.shape[1:]
+        bits, largest = (8, 127) if graded else (0, 1)
+        return NetxCase(name, LoihiModel(tuple(layers), shape, bits, largest, **settings), inputs)
+
+    silence = [[0, 0]] * 10
+    # Nine senders: four at -256, four at 254 and one at 2; one more at -256 to reach -2^23.
+    wide = [[-256] * 4 + [254] * 4 + [2] + [-256]]
+    down, up = [127] * 4 + [0] * 6, [0] * 4 + [127] * 4 + [0] * 2
+    return [
+        # a voltage at the threshold, one code above it and one below
+        case("threshold", [layer("a", [[20], [21], [19]], 20)], spikes([1], [0], [1])),
+        # currents -64, -32, .. -1, 0, 0: they sum to -127, and 7 codes bring 321, one above 5 codes
+        case("toward_zero", [layer("a", [[-1, 7]], 5, 2048, 0)], spikes([1, 0], *silence, [0, 1], [0, 0])),
+        # a voltage decays by 1 - 1/4096 while a current would by one more
+        case(
+            "decay_constants",
+            [
+                layer("a", [[100, -3], [101, -3]], 240, UNITY - 1, 1),
+                layer("b", [[90, -50], [90, 25]], 150, 1, 2000),
+            ],
+            spikes(*[[1, 0]] * 40, *[[0, 1]] * 20, *[[1, 1]] * 30),
+        ),
+        # clipped at -(2^23 - 1), lifted by 131082 codes: 641 of 640
+        case(
+            "clip",
+            [layer("a", wide, 10, UNITY, 0)],
+            spikes(down, down, up, [0] * 4 + [8] + [0] * 3 + [9, 0], [0] * 10),
+            graded=True,
+        ),
+        # currents of 2^23 stay, of -2^23 wrap to 2^23 and fire, of more wrap below zero
+        case(
+            "wrap",
+            [layer("a", wide, 100)],
+            spikes(
+                [0] * 4 + [127] * 3 + [127, 0, 0],
+                [0] * 4 + [127] * 4 + [127, 0],
+                [0] * 10,
+                [127] * 4 + [0] * 5 + [4],
+                [0] * 10,
+                [127] * 4 + [0] * 5 + [5],
+                [0] * 10,
+            ),
+            graded=True,
+        ),
+        # the lowest bit of mixed weights, below and above 7 bits
+        case("odd", [layer("a", [[1, -127], [3, 2]], 0)], spikes([1, 0], [0, 1])),
+        case("odd_large", [layer("a", [[201, -1], [199, 2]], 200)], spikes([1, 0], [0, 1])),
+        # no positive weight, and a power of two: -64 counts as -63, -128 beside 0 as -64; bias against them
+        case("inhibitory", [layer("a", [[-64, -3], [-1, -5]], 2, bias=66)], spikes([1, 0], [0, 1], [1, 1])),
+        case("inhibitory_zero", [layer("a", [[-128, 0]], 10, bias=100)], spikes([1, 0], [0, 1])),
+        # states of three biased layers, cleared where their windows open
+        *(
+            case(
+                f"cleared_{interval}",
+                [
+                    layer("a", [[3, -2], [2, 4]], 7, 2048, 0, bias=1),
+                    layer("b", [[3, 2], [-1, 4]], 9, 1024, 100, bias=2),
+                    layer("c", [[5, 2], [1, -4]], 11, 0, 0, bias=1),
+                ],
+                spikes([1, 1], [1, 0], [0, 1], [0, 0], [1, 1], [1, 1]),
+                steps=3,
+                reset_interval=interval,
+            )
+            for interval in (None, 3, 9)
+        ),
+    ]

@@ -19,7 +19,10 @@ def hdf5():
     """The module lava.lib.dl.netx.hdf5."""
     name = "lava.lib.dl.netx"
     if name not in sys.modules:
-        folder = find_spec("lava.lib.dl")
+        try:
+            folder = find_spec("lava.lib.dl")
+        except ModuleNotFoundError:
+            folder = None
         if folder is None:
             raise ImportError("lava-dl is not installed: pip install --no-deps lava-dl")
         package = types.ModuleType(name)
@@ -31,7 +34,8 @@ def hdf5():
             stub.__path__, stub.__file__ = [], package.__path__[0] + "/" + part
             sys.modules[stub.__name__] = stub
         sys.modules["lava.lib.dl.slayer.neuron.rf"].neuron_params = refuse
-    warnings.filterwarnings("ignore", "Cannot import module .*sequential_modules")  # that file, of no use here
+    # Lava's compiler tries that file once more by its path, and warns.
+    warnings.filterwarnings("ignore", "Cannot import module .*sequential_modules")
     from lava.lib.dl.netx import hdf5
 
     return hdf5

@@ -31,7 +31,6 @@ from marsnn.hardware.integer import LARGEST_STEPS
 from marsnn.hardware.loihi import (
     BIAS_MAX,
     INPUT_MAX,
-    THRESHOLD_MAX,
     UNITY,
     Layer,
     LoihiModel,
@@ -43,6 +42,7 @@ from marsnn.hardware.loihi import (
 FORMAT = "marsnn.netx/1"
 LARGEST_ARRAY = 2**26  # entries of one dataset
 LARGEST_LAYERS = 256
+SILENT_THRESHOLD = 2**18 - 1  # what lava-dl writes for a layer that is to sum and never to fire
 LARGEST_HEADER = 2**20  # bytes
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
@@ -390,7 +390,7 @@ def _neuron(group: _Tree) -> tuple[int, int, int]:
     if "refDelay" in neuron and neuron.number("refDelay", 0, 64) > 1:
         raise neuron.told("refDelay", "asks for a refractory time, which Lava's LIF has not")
     return (
-        neuron.number("vThMant", 0, THRESHOLD_MAX),
+        neuron.number("vThMant", 0, SILENT_THRESHOLD),
         neuron.number("iDecay", 0, UNITY),
         neuron.number("vDecay", 0, UNITY),
     )

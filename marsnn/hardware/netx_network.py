@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from marsnn.errors import InputError
-from marsnn.hardware.loihi import UNITY, Layer, LoihiModel, excess, lava_weights
+from marsnn.hardware.loihi import THRESHOLD_MAX, UNITY, Layer, LoihiModel, excess, lava_weights
 from marsnn.network import Network
 from marsnn.neurons import LIF, CubaLIF
 from marsnn.neurons.base import Neuron
@@ -86,6 +86,8 @@ def _reasons(model: LoihiModel) -> list[str]:
             reasons.append(
                 f"{name}: decays {layer.current_decay} and {layer.voltage_decay} of 4096 round at every step"
             )
+        if layer.threshold > THRESHOLD_MAX:
+            reasons.append(f"{name}: its threshold lies above 24 bits, so it never fires")
         if layer.current_decay < UNITY and layer.bias.any():
             reasons.append(f"{name}: its bias enters the voltage past a current that lasts")
         if layer.kind == "dense":

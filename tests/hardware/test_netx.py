@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import replace
 
@@ -15,6 +17,7 @@ from marsnn.errors import ExportError, FileError, InputError, MissingDependencyE
 from marsnn.hardware import loihi, network_of, read_netx, verify_netx, write_netx
 from marsnn.hardware.loihi import STATE_MAX, UNITY, LoihiModel, excess, run_layer
 from marsnn.hardware.netx_file import write_model
+from marsnn.hardware.netx_lava import RUNTIME
 from marsnn.network import Network
 from marsnn.neurons import ALIF, ATMN, LIF, CubaLIF
 from marsnn.simulator import simulate
@@ -130,6 +133,33 @@ def test_a_tie_fires_in_both(tmp_path):
     assert (report.end_to_end, report.float_spikes) == (0.0, 12)
     (made,) = export.model.layers
     assert (made.weight * 4).tolist() == (linear.weight.detach().numpy() * 4 * (made.threshold + 1)).tolist()
+
+
+def test_every_spike_of_an_exact_network(tmp_path):
+    """Quarters for weights, powers of two for thresholds, one a channel: groups, Flatten and senders fold."""
+    quarters = np.random.default_rng(0)
+
+    def dyadic(layer):
+        layer.weight.data = torch.tensor(quarters.integers(-4, 5, layer.weight.shape)) / 4.0
+        if layer.bias is not None:
+            layer.bias.data = torch.tensor(quarters.integers(-1, 2, layer.bias.shape)) / 4.0
+        return layer
+
+    powers = torch.tensor([0.5, 1.0, 2.0, 0.25])
+    neurons = {"steps": 5, **ZERO}
+    network = Network([
+        dyadic(nn.Conv2d(2, 4, 3, stride=2, padding=1)),
+        LIF(4, beta=0.0, threshold=powers, feature_dim=-3, **neurons),
+        dyadic(nn.Conv2d(4, 4, (2, 3), groups=2, dilation=(2, 1))),
+        LIF(4, beta=1.0, threshold=powers.flip(0), feature_dim=-3, **neurons),
+        nn.Flatten(), dyadic(nn.Linear(24, 6, bias=False)),
+        CubaLIF(6, alpha=1.0, beta=0.0, threshold=torch.tensor([1.0, 2, 1, 2, 1, 1]), **neurons),
+    ])  # fmt: skip
+    x = torch.tensor(quarters.integers(-2, 3, (2, 3, 2, 8, 9)), dtype=torch.float32)
+    for report in write_netx(network, x, tmp_path / "a.net").reports:
+        assert report.exact
+        assert (report.teacher_forced, report.end_to_end) == (0.0, 0.0)
+        assert report.float_spikes > 20
 
 
 def test_the_firing_level_is_exact_elsewhere(tmp_path):
@@ -334,9 +364,19 @@ def test_arguments_that_do_not_fit(tmp_path):
 
 
 def test_without_h5py_the_line_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+    monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(MissingDependencyError, match=r'pip install "marsnn\[netx\]"'):
         read_netx(tmp_path / "a.net")
+
+
+def test_the_runtime_says_what_it_lacks(tmp_path):
+    """Under a Python without Lava: one line, exit 2."""
+    path = write_netx_case(directed_netx_cases()[0], tmp_path)
+    run = subprocess.run(
+        [sys.executable, "-B", RUNTIME / "run.py", path], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 2
+    assert run.stderr == f"error: {path}: No module named 'lava'\n"
 
 
 # ---- round trips -----------------------------------------------------------------------------------------
@@ -380,13 +420,17 @@ def test_a_file_as_lava_dl_writes_it_is_read(tmp_path):
             neuron = file.create_group(f"layer/{index}/neuron")
             neuron["type"] = np.array([b"LOIHI"])
             neuron["iDecay"], neuron["vDecay"], neuron["vThMant"], neuron["refDelay"] = 1024, [128], 80, 1
+        file["layer/3/neuron/vThMant"][()] = (1 << 18) - 1  # of a layer that only sums
     model = read_netx(tmp_path / "a.net")
     assert model.names == ("conv1", "dense3")
     assert model.input_shape == (2, 4, 4)
     assert (model.steps, model.reset_interval, model.message_bits) == (1, None, 0)
     assert model.layers[0].weight.shape == (3, 2, 2, 2)
     assert model.layers[1].weight.shape == (2, 27)
-    assert model.run(np.ones((5, 2, 4, 4), dtype=int)).spikes["dense3"].shape == (5, 1, 2)
+    run = model.run(np.ones((5, 2, 4, 4), dtype=int))
+    assert run.spikes["conv1"].any()
+    assert run.spikes["dense3"].shape == (5, 1, 2)
+    assert not run.spikes["dense3"].any()
     with pytest.raises(FileError, match="has no golden run; give the inputs"):
         verify_netx(tmp_path / "a.net", simulator="integer")
     assert verify_netx(tmp_path / "a.net", np.ones((5, 2, 4, 4), dtype=int), simulator="integer").ok
@@ -436,6 +480,9 @@ def test_what_floats_can_not_do_is_refused():
     with pytest.raises(InputError, match="not the same in floats: b: its states can outgrow 24 bits"):
         network_of(LoihiModel((large,), (1,), reset_interval=1100))
     assert network_of(LoihiModel((large,), (1,), reset_interval=1000)).steps == 1
+    silent = replace(large, threshold=2**18 - 1)
+    with pytest.raises(InputError, match="b: its threshold lies above 24 bits, so it never fires"):
+        network_of(LoihiModel((silent,), (1,), reset_interval=1000))
 
 
 # ---- files that are damaged, or mean harm ----------------------------------------------------------------

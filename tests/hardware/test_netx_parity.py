@@ -1,7 +1,9 @@
 """Reference: Lava's simulator, through lava-dl's own netx, against the integer model of it, step for step."""
 
+import re
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -14,9 +16,9 @@ from marsnn.hardware.loihi import STATE_MAX, UNITY, WIDTH
 from marsnn.hardware.netx_lava import RUNTIME
 from marsnn.network import Network
 from marsnn.neurons import LIF, PLIF, CubaLIF
-from tests.hardware import netx_driver
 from tests.hardware.netx_cases import directed_netx_cases, random_netx_case, write_netx_case
 
+DRIVER = Path(__file__).parent / "netx_driver.py"
 pytestmark = [pytest.mark.lava, pytest.mark.xdist_group("lava")]
 
 
@@ -31,9 +33,7 @@ def sent_by_lava(cases, lava_python, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cases")
     for case in cases:
         write_netx_case(case, folder)
-    subprocess.run(
-        [lava_python, "-B", netx_driver.__file__, RUNTIME, folder], check=True, capture_output=True
-    )
+    subprocess.run([lava_python, "-B", DRIVER, RUNTIME, folder], check=True, capture_output=True)
     result = {}
     for case in cases:
         with np.load(folder / f"{case.name}.net.npz") as file:
@@ -207,6 +207,7 @@ def test_a_network_runs_in_lava_as_its_integers_do(name, lava_python, tmp_path):
     torch.manual_seed(0)
     network, x = networks()[name]
     export = write_netx(network, x, tmp_path / "net.net")
+    assert all(report.end_to_end < 0.1 and report.float_spikes > 9 for report in export.reports)
     result = verify_netx(export.path)
     assert result.ok, result.text()
     assert result.text().startswith(f"0 mismatches of {result.slots} spike slots")
@@ -233,6 +234,15 @@ def test_an_edited_weight_is_found(lava_python, tmp_path):
     assert run.stdout.startswith(
         f"{result.mismatches} mismatches of {result.slots} spike slots\nfirst: layer 1,"
     )
+
+
+def test_the_page_s_example_runs(lava_python, tmp_path, monkeypatch, capsys):
+    page = Path(__file__).parents[2] / "docs" / "netx.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MARSNN_LAVA_PYTHON", lava_python)
+    exec(compile(block, str(page), "exec"), {})  # our own page, not a user's file
+    assert "\n0 mismatches of 6720 spike slots" in capsys.readouterr().out
 
 
 def test_the_runtime_alone(lava_python, tmp_path):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from marsnn.energy.counts import LayerCounts, OperationCounts
+from marsnn.energy.counts import Hops, LayerCounts, OperationCounts
 from marsnn.energy.tables import EnergyTable, load_table
 from marsnn.errors import InputError
 from marsnn.files import PathLike, json_text, write_text
@@ -34,6 +34,9 @@ OPERATIONS = {
 }
 """Column of the text -> field of LayerCounts."""
 
+ON_THE_MESH = {"messages": "messages", "hops E-W": "hops_east_west", "hops N-S": "hops_north_south"}
+"""Column of the text -> operation of a row, where a placement gave hops."""
+
 
 @dataclass(frozen=True)
 class Energy:
@@ -49,7 +52,7 @@ class Row:
     """One layer, or the total: operations and energy, per token."""
 
     name: str
-    operations: dict[str, float]  # fields of LayerCounts
+    operations: dict[str, float]  # fields of LayerCounts; with hops, the values of ON_THE_MESH
     energy: dict[str, Energy]  # table name -> Energy
 
 
@@ -66,6 +69,8 @@ class EnergyReport:
         tables: at least two names or paths of tables, or tables; the two of 45 nm (fp32 and int8) are
             always added.
         name: the title of the text.
+        hops: layer -> Hops per token, of a placement (`placement.hops`): tables of events charge them. None
+            leaves hops out, which the notes say.
 
     Attributes:
         rows: a Row for each layer.   total: the Row of their sum.   totals: table name -> Energy of the sum.
@@ -85,6 +90,7 @@ class EnergyReport:
         dense: OperationCounts | None = None,
         tables: Iterable[PathLike | EnergyTable] = DEFAULT_TABLES,
         name: str = "spiking",
+        hops: Mapping[str, Hops] | None = None,
     ) -> None:
         for what, given in (("counts", counts), ("dense", dense)):
             if not isinstance(given, OperationCounts) and not (what == "dense" and given is None):
@@ -95,19 +101,30 @@ class EnergyReport:
         self.dense = dense
         self.name = str(name)
         self.tables = _gathered(tables)
-        self.rows = [self._row(layer, booked) for layer, booked in counts.layers.items()]
-        self.total = self._row("total", counts.total, dense.total if dense else None)
+        self.hops = None if hops is None else dict(hops)
+        named = [*counts.layers, *(layer for layer in self.hops or () if layer not in counts.layers)]
+        self.rows = [
+            self._row(layer, counts.layers.get(layer, LayerCounts()), (self.hops or {}).get(layer, Hops()))
+            for layer in named
+        ]
+        passed = sum((self.hops or {}).values(), Hops())
+        self.total = self._row("total", counts.total, passed, dense.total if dense else None)
         self.totals = self.total.energy
         self.notes = self._notes()
 
-    def _row(self, name: str, booked: LayerCounts, twin: LayerCounts | None = None) -> Row:
+    def _row(self, name: str, booked: LayerCounts, hops: Hops, twin: LayerCounts | None = None) -> Row:
         if self.dense is not None and twin is None:
             twin = self.dense.layers.get(name)
         per_token = {key: value / self.counts.tokens for key, value in asdict(booked).items()}
         per_token["neuron_updates"] = booked.neuron_updates / self.counts.tokens
+        run = None  # hops of all tokens, as the counts are
+        if self.hops is not None:
+            per_token |= {f"hops_{key}" if "_" in key else key: each for key, each in asdict(hops).items()}
+            tokens = self.counts.tokens
+            run = Hops(hops.messages * tokens, hops.east_west * tokens, hops.north_south * tokens)
         energy = {}
         for key, table in self.tables.items():
-            spiking_pj = table.spiking_pj(booked) / self.counts.tokens
+            spiking_pj = table.spiking_pj(booked, run) / self.counts.tokens
             if self.dense is None:
                 dense_pj, tokens = table.dense_pj(booked, elementwise=False), self.counts.tokens
             else:
@@ -131,6 +148,7 @@ class EnergyReport:
             "biases are booked as one addition a token; the sender's decode weights are folded into synapses",
             f"memory traffic is not charged: {self.total.operations['bytes_moved']:,.0f} bytes a token moved "
             "(weights, activations)",
+            *self._notes_on_hops(),
         ]
         for what, given in (("", self.counts), ("dense: ", self.dense)):
             if given is not None and given.unattributed:
@@ -139,6 +157,16 @@ class EnergyReport:
         for table in self.tables.values():
             notes += [f"{table.name}: {note}" for note in (f"{table.title}; {table.precision}", *table.notes)]
         return notes
+
+    def _notes_on_hops(self) -> list[str]:
+        priced = ", ".join(table.name for table in self.tables.values() if table.prices_hops)
+        if not priced:
+            return []
+        if self.hops is None:
+            return [f"hops between tiles are left out of {priced}: no placement was given"]
+        return [
+            f"{priced}: hops by a placement; each message of an event to one core is a spike within its tile",
+        ]
 
     # ---- showing it ---------------------------------------------------------------------------------
 
@@ -159,6 +187,13 @@ class EnergyReport:
         for row in rows:
             cells = (_number(row.operations[key]).rjust(10) for key in OPERATIONS.values())
             lines.append(_short(row.name, label) + "".join(cells))
+        if self.hops is not None:
+            lines += ["", "on the mesh, per token", "layer".ljust(label) + _cells(ON_THE_MESH, 12)]
+            lines += [
+                _short(row.name, label) + _cells((_number(row.operations[key]) for key in ON_THE_MESH.values()), 12)
+                for row in rows
+                if any(row.operations[key] for key in ON_THE_MESH.values()) or row is self.total
+            ]
         names = list(self.tables)
         for start in range(0, len(names), TABLES_ABREAST):
             lines += ["", *_energy_block(rows, names[start : start + TABLES_ABREAST], label)]
@@ -239,6 +274,10 @@ def _energy_block(rows: Sequence[Row], names: Sequence[str], label: int) -> list
             )
         lines.append(_short(row.name, label) + cells)
     return lines
+
+
+def _cells(texts: Iterable[str], width: int) -> str:
+    return "".join(text.rjust(width) for text in texts)
 
 
 def _number(value: float | None) -> str:

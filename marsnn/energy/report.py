@@ -190,7 +190,8 @@ class EnergyReport:
         if self.hops is not None:
             lines += ["", "on the mesh, per token", "layer".ljust(label) + _cells(ON_THE_MESH, 12)]
             lines += [
-                _short(row.name, label) + _cells((_number(row.operations[key]) for key in ON_THE_MESH.values()), 12)
+                _short(row.name, label)
+                + _cells((_number(row.operations[key]) for key in ON_THE_MESH.values()), 12)
                 for row in rows
                 if any(row.operations[key] for key in ON_THE_MESH.values()) or row is self.total
             ]

@@ -285,7 +285,10 @@ def cut(population: Population, fan: Ints, chip: Chip) -> tuple[list[Box], str]:
         if best is not None:
             return best[1], ""
         if parts >= population.neurons:
-            return [], f"{population.name}: its parts tell each other more than {chip.name} takes; make it smaller"
+            return (
+                [],
+                f"{population.name}: its parts tell each other more than {chip.name} takes; make it smaller",
+            )
         # Beyond the chip the number matters less than the time to find it.
         parts = min(parts + max(1, (parts - chip.cores) // 8), population.neurons)
 

@@ -157,9 +157,7 @@ class Placement:
                      use.delayed_axons)  # fmt: skip
             name = cut.name if len(cut.name) <= label else "~" + cut.name[1 - label :]
             full = max(cut.fullest.values(), default=0.0)
-            lines.append(
-                name.ljust(label) + "".join(f"{cell:>10,}" for cell in cells) + f"{full:>10.0%}"
-            )
+            lines.append(name.ljust(label) + "".join(f"{cell:>10,}" for cell in cells) + f"{full:>10.0%}")
         if self.fits:
             lines += ["", "per token".ljust(2 * label + 4) + "messages".rjust(12) + "E-W hops".rjust(12)
                       + "N-S hops".rjust(12)]  # fmt: skip

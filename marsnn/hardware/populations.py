@@ -80,7 +80,11 @@ def populations(graph: IntegerGraph, chip: Chip) -> list[Population]:
         own = [needed[s.name] for each in graph.stages for s in each.synapses if s.source == stage.name]
         for number in range(1, max(own, default=0) + 1):
             before = Sender(
-                relay_name(stage.name, number - 1), stage.neurons, rails[stage.name], (), chip.longest_wait > 0
+                relay_name(stage.name, number - 1),
+                stage.neurons,
+                rails[stage.name],
+                (),
+                chip.longest_wait > 0,
             )
             found.append(
                 Population(relay_name(stage.name, number), stage.name, RELAY, shape, 1,
@@ -126,9 +130,7 @@ def graded_refusals(graph: IntegerGraph, chip: Chip) -> list[str]:
     return refusals
 
 
-def events_per_neuron(
-    population: Population, traffic: Mapping[str, float | Ints | np.ndarray]
-) -> np.ndarray:
+def events_per_neuron(population: Population, traffic: Mapping[str, float | Ints | np.ndarray]) -> np.ndarray:
     """Events a token of each neuron [N]; a sender that isn't named in `traffic` is taken to send one each."""
     given = np.asarray(traffic.get(population.origin, float(population.neurons)), dtype=np.float64)
     return np.broadcast_to(given / population.neurons if given.ndim == 0 else given, (population.neurons,))

@@ -7,7 +7,7 @@ A quadratic assignment problem: part i at core c(i), messages F from part to par
 Starts: parts in their order row by row, along a snake by rows and along one by columns. From the best, two
 anneals over random swaps, a hot one that lays everything anew and a cool one that keeps its shape, and from
 the best ever seen the best swap until none helps. A part may also be swapped with an empty core. A robust tabu search
-(Taillard 1991) was tried instead: from the same starts it ended 0 to 9 % dearer, as equal parts give it
+(Taillard 1991) was tried instead: from the same starts it ended 0 to 9 % dearer on chains of 40 to 100 cores, as equal parts give it
 endless swaps that change nothing.
 """
 
@@ -25,7 +25,7 @@ Cores = NDArray[np.int64]
 
 SWAPS_A_PART = 1200
 """Of each anneal, tried."""
-HOT, COOL = 0.5, 0.05
+HOT, COOL = 1.0, 0.05
 """Where an anneal begins, in the cost of a part at the start; it ends at a thousandth of that."""
 COLDER = 1e-3
 METHOD = "snakes, then two anneals over swaps, then the best swaps while they help"
@@ -76,6 +76,7 @@ def with_empty(flow: Floats, cores: Cores, count: int) -> tuple[Floats, Cores]:
     """Messages both ways [C, C] and cores [C], where empty cores hold parts that say nothing."""
     both = np.zeros((count, count))
     both[: len(flow), : len(flow)] = flow + flow.T
+    np.fill_diagonal(both, 0.0)  # to itself no part goes far
     return both, np.concatenate([cores, np.setdiff1d(np.arange(count), cores)])
 
 

@@ -2,13 +2,13 @@
 
 What a part takes of its core:
 
-| quantity      | counted                                                                                   |
-|---------------|-------------------------------------------------------------------------------------------|
-| neurons       | one place for each of its accumulators: a gate's neuron has two, ssd's keys and queries too |
-| memory        | 1 byte a dense weight; a kernel once, of the channels that lie here; 3 bytes a synapse to one neuron; constants by their width and states by 3 bytes of all kinds but atmn, lif and sum, whose numbers lie in their own place; 1 byte a relay |
-| input axons   | one for each neuron and rail that is heard here, however many synapses it has here         |
-| output axons  | one for each of its neurons, rail and core where that is heard                             |
-| delayed axons | of the input axons, those that wait                                                        |
+    neurons        one place for each accumulator: a gate's neuron has two, ssd's keys and queries have theirs
+    memory         1 byte a dense weight; a kernel once, of the channels that lie here; 3 bytes a synapse
+                   to one neuron; a table, constants by their width and 3 bytes a state, but for atmn, lif and sum,
+                   whose numbers lie in a neuron's own place; 1 byte a relay
+    input axons    one for each neuron and rail that is heard here, however many synapses it has here
+    output axons   one for each of its neurons, rail and core where that is heard
+    delayed axons  of the input axons, those that wait
 
 What several parts need lies on each: a kernel, a table, the keys and queries that heads share. The parts of
 a norm tell each other their partial sums, in two messages a sum.
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 
 import numpy as np
@@ -56,6 +56,7 @@ class Use:
 
 
 def limits_of(chip: Chip) -> dict[str, int]:
+    """What a core holds, by the fields of Use."""
     return {
         "neurons": chip.neurons_per_core,
         "synapse_bytes": chip.synapse_bytes_per_core,
@@ -80,11 +81,12 @@ def boxes(population: Population, cuts: Sequence[int]) -> list[Box]:
     along = []
     for size, parts in zip(population.shape, cuts, strict=True):
         cut = edges(size, parts, population.unit)
-        along.append(list(zip(cut[:-1], cut[1:], strict=True)))
+        along.append(list(pairwise(cut)))
     return list(product(*along))
 
 
 def size_of(box: Box) -> int:
+    """Neurons of a box."""
     return prod(stop - start for start, stop in box)
 
 
@@ -139,7 +141,7 @@ def _inside(population: Population, box: Box) -> Mask:
 
 
 def image_heard(conv: Convolution, kernel: Sequence[int], box: Box) -> list[Mask]:
-    """Of the channels and of each axis of the source image, what the kernel meets from a box of the target."""
+    """Of the channels and each axis of the source image, what the kernel meets from a box of the target."""
     (first, last), *image = box
     in_group, out_group = conv.source[0] // conv.groups, conv.target[0] // conv.groups
     channels = np.zeros(conv.source[0], dtype=bool)
@@ -325,8 +327,8 @@ def _alone(population: Population, fan: Ints, chip: Chip) -> str:
         )
     if int(fan.max(initial=0)) > limits["output_axons"]:
         return (
-            f"{name}: {int(fan.max()):,} output axons of one neuron, a core takes {limits['output_axons']:,}: "
-            "make the layers behind it smaller"
+            f"{name}: {int(fan.max()):,} output axons of one neuron, a core takes "
+            f"{limits['output_axons']:,}: make the layers behind it smaller"
         )
     return ""
 

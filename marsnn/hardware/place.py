@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ from marsnn.hardware.placement import Core, Cut, Edge, Link, Placement
 from marsnn.hardware.populations import (
     RELAY,
     Population,
+    Sender,
     events_per_neuron,
     graded_refusals,
     populations,
@@ -47,7 +49,7 @@ Traffic = Mapping[str, float | Floats]
 
 
 def events_of(run: IntegerRun) -> dict[str, Floats]:
-    """Events per token of each neuron, counted in an integer run: spikes that aren't 0, values that aren't 0."""
+    """Events per token of each neuron, counted in a run: spikes and values that aren't 0."""
     trains = {name: np.count_nonzero(spikes, axis=1).mean(axis=0) for name, spikes in run.spikes.items()}
     return trains | {name: (values != 0).mean(axis=0) for name, values in run.values.items()}
 
@@ -67,7 +69,7 @@ def place(
     Args:
         graph: the stages.   profile: a shipped profile's name, the path of a TOML file, or a chip.
         traffic: events per token by stage, as `events_of` counts them; None takes one event a neuron.
-        seed: of the search.   effort: how long it searches; 1 takes about a second for 100 cores, 0 descends only.
+        seed: of the search.   effort: how long it lasts; 1 is about a second for 100 cores, 0 only descends.
 
     Returns:
         The placement. What doesn't fit stands in its `refusals`, and then no core is chosen.
@@ -87,20 +89,20 @@ def place(
         if refusal:
             refusals.append(refusal)
         for sender in population.senders:
-            for box in parts[population.name] if sender.name != INPUT else []:
-                fan[sender.name] += heard(population, sender, box)
+            if sender.name != INPUT:
+                fan[sender.name] += _hearers(population, sender, parts[population.name])
     uses = {each.name: _uses(each, parts[each.name], fan[each.name], chip) for each in found}
     cuts = tuple(_cut(each, uses[each.name], chip) for each in found)
     used = sum(each.cores for each in cuts)
     if used > chip.cores:
         refusals.append(_too_many(found, cuts, chip))
-    laid = _Laid.out(found, parts, uses, checked)
     relays = sum(each.neurons for each in found if each.kind == RELAY)
     if refusals:
         return Placement(
             chip, cuts, tuple(refusals), (), (), (), {}, traffic is not None, 0.0, 0.0, 0.0, relays,
             "none, it doesn't fit", seed, _notes(chip, traffic),
         )  # fmt: skip
+    laid = _Laid.out(found, parts, uses, checked)
     east_west, north_south = chip.hops()
     distance = chip.hop_east_west * east_west + chip.hop_north_south * north_south
     begin = swaps.starts(chip, used)
@@ -135,7 +137,7 @@ class _Laid:
 
     parts: list[tuple[Population, int, Box, Use]]
     flow: Floats  # [n, n]
-    between: dict[tuple[str, str], Floats]  # sender, receiver -> the same, of these two alone
+    between: dict[tuple[str, str], tuple[slice, slice]]  # sender, receiver -> its rows and columns
 
     @classmethod
     def out(
@@ -146,34 +148,45 @@ class _Laid:
         traffic: Traffic,
     ) -> _Laid:
         rows = [(p, k, box, uses[p.name][k]) for p in found for k, box in enumerate(parts[p.name])]
-        first: dict[str, int] = {}
-        for index, (population, _, _, _) in enumerate(rows):
-            first.setdefault(population.name, index)
-        owner = {p.name: owners(p, parts[p.name]) for p in found if parts[p.name]}
+        behind = np.cumsum([len(parts[p.name]) for p in found]).tolist()
+        own = {p.name: slice(end - len(parts[p.name]), end) for p, end in zip(found, behind, strict=True)}
+        owner = {p.name: owners(p, parts[p.name]) for p in found}
         events = {p.name: events_per_neuron(p, traffic) for p in found}
-        total, between = np.zeros((len(rows), len(rows))), {}
-        for index, (population, _, box, _) in enumerate(rows):
-            for sender in population.senders:
-                if sender.name not in owner:
-                    continue  # the input, or a sender that was refused
-                sent = events[sender.name] * heard(population, sender, box)
-                pair = between.setdefault((sender.name, population.name), np.zeros_like(total))
-                here = slice(first[sender.name], first[sender.name] + len(parts[sender.name]))
-                pair[here, index] += np.bincount(owner[sender.name], sent, len(parts[sender.name]))
+        flow = np.zeros((len(rows), len(rows)))
+        between: dict[tuple[str, str], tuple[slice, slice]] = {}
         for population in found:
+            here = own[population.name]
+            for sender in population.senders:
+                if sender.name == INPUT:
+                    continue
+                there = own[sender.name]
+                between[sender.name, population.name] = (there, here)
+                for index, box in enumerate(parts[population.name], here.start):
+                    sent = events[sender.name] * heard(population, sender, box)
+                    flow[there, index] = np.bincount(owner[sender.name], sent, len(parts[sender.name]))
             sums, count = norm_messages(population), len(parts[population.name])
             if sums and count > 1:
-                pair = between.setdefault((population.name, population.name), np.zeros_like(total))
-                here = slice(first[population.name], first[population.name] + count)
-                pair[here, here] = sums * (1 - np.eye(count))
-        return cls(rows, sum(between.values(), total), between)
+                between[population.name, population.name] = (here, here)
+                flow[here, here] = sums * (1 - np.eye(count))
+        return cls(rows, flow, between)
 
     def edges(self, east_west: NDArray[np.int64], north_south: NDArray[np.int64]) -> tuple[Edge, ...]:
-        return tuple(
-            Edge(source, target, float(flow.sum()), float((flow * east_west).sum()),
-                 float((flow * north_south).sum()))
-            for (source, target), flow in self.between.items()
-        )  # fmt: skip
+        edges = []
+        for (source, target), at in self.between.items():
+            flow = self.flow[at]
+            sums = (flow.sum(), (flow * east_west[at]).sum(), (flow * north_south[at]).sum())
+            edges.append(Edge(source, target, *(float(each) for each in sums)))
+        return tuple(edges)
+
+
+def _hearers(population: Population, sender: Sender, parts: list[Box]) -> NDArray[np.int64]:
+    """Parts that hear each neuron of a sender [M]."""
+    if any(synapse.form == "dense" for synapse in sender.synapses):
+        return np.full(sender.neurons, len(parts), dtype=np.int64)
+    counted = np.zeros(sender.neurons, dtype=np.int64)
+    for box in parts:
+        counted += heard(population, sender, box)
+    return counted
 
 
 def _checked(graph: IntegerGraph, traffic: Traffic | None) -> dict[str, float | Floats]:
@@ -244,7 +257,7 @@ def _links(flow: Floats, tiles: list[tuple[int, int]]) -> tuple[Link, ...]:
     for i, j in zip(*np.nonzero(flow), strict=True):
         (x, y), (column, row) = tiles[i], tiles[j]
         path = [(at, y) for at in _between(x, column)] + [(column, at) for at in _between(y, row)[1:]]
-        for a, b in zip(path[:-1], path[1:], strict=True):
+        for a, b in pairwise(path):
             key = (min(a, b), max(a, b))
             found[key] = found.get(key, 0.0) + float(flow[i, j])
     return tuple(Link(a, b, messages) for (a, b), messages in sorted(found.items()))

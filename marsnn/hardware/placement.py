@@ -53,7 +53,7 @@ class Edge:
 
 @dataclass(frozen=True)
 class Link:
-    """Messages a token between two neighbouring tiles, both directions; first along the row, then the column."""
+    """Messages a token between two neighbouring tiles, both directions; rows are followed before columns."""
 
     a: tuple[int, int]  # column, row
     b: tuple[int, int]
@@ -65,7 +65,8 @@ class Placement:
     """Where each stage of a graph lies on a chip, and what its messages cost in hops.
 
     Attributes:
-        chip: the limits.   cuts: what each population takes.   refusals: why it doesn't fit, each with a remedy.
+        chip: the limits.   cuts: what each population takes.
+        refusals: why it doesn't fit, each with a remedy.
         cores: where the parts lie; empty, as `edges` and `links` are, where there are refusals.
         counted: whether events were given; else each neuron is taken to send one a token.
         weighted_hops: a token's hops times what the chip's profile says that each counts for.
@@ -127,7 +128,9 @@ class Placement:
                 for each in self.cores
             ],
             "edges": [asdict(edge) for edge in self.edges],
-            "links": [{"a": list(link.a), "b": list(link.b), "messages": link.messages} for link in self.links],
+            "links": [
+                {"a": list(link.a), "b": list(link.b), "messages": link.messages} for link in self.links
+            ],
             "hops": {name: asdict(hops) for name, hops in self.hops.items()},
             "weighted_hops": self.weighted_hops,
             "naive_weighted_hops": self.naive,
@@ -148,23 +151,27 @@ class Placement:
         ]
         for refusal in self.refusals:
             lines += textwrap.wrap(refusal, WIDTH, initial_indent="! ", subsequent_indent="  ")
-        label = min(max([len("stage"), *(len(cut.name) for cut in self.cuts)]), 30)
+        label = min(max([len("stage"), *(len(cut.name) for cut in self.cuts)]), 26)
         heads = ("cores", "neurons", "bytes", "axons in", "axons out", "delayed", "fullest")
-        lines += ["", "stage".ljust(label) + "".join(head.rjust(10) for head in heads)]
+        lines += [
+            "",
+            "stage".ljust(label) + "".join(head.rjust(14 if head == "bytes" else 10) for head in heads),
+        ]
         for cut in self.cuts:
             use = cut.use
             cells = (cut.cores, cut.neurons, use.synapse_bytes, use.input_axons, use.output_axons,
                      use.delayed_axons)  # fmt: skip
             name = cut.name if len(cut.name) <= label else "~" + cut.name[1 - label :]
             full = max(cut.fullest.values(), default=0.0)
-            lines.append(name.ljust(label) + "".join(f"{cell:>10,}" for cell in cells) + f"{full:>10.0%}")
+            numbers = [f"{cell:,}".rjust(14 if at == 2 else 10) for at, cell in enumerate(cells)]
+            lines.append(name.ljust(label) + "".join(numbers) + f"{full:>10.0%}")
         if self.fits:
             lines += ["", "per token".ljust(2 * label + 4) + "messages".rjust(12) + "E-W hops".rjust(12)
                       + "N-S hops".rjust(12)]  # fmt: skip
             for edge in self.edges:
                 name = f"{edge.source[-label:]} -> {edge.target[-label:]}".ljust(2 * label + 4)
-                numbers = (edge.messages, edge.east_west, edge.north_south)
-                lines.append((name + "".join(f"{number:>12,.1f}" for number in numbers))[:WIDTH])
+                passed = (edge.messages, edge.east_west, edge.north_south)
+                lines.append(name + "".join(f"{number:>12,.1f}" for number in passed))
             gain = f", {1 - self.weighted_hops / self.naive:.0%} below row by row" if self.naive else ""
             lines += [
                 "",

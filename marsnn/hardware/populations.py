@@ -1,4 +1,4 @@
-"""What lies on cores: the stages of a graph, and relays where an event waits longer than a synapse can hold it.
+"""What lies on cores: the stages of a graph, and relays where an event waits longer than a synapse holds it.
 
 A relay is a population of its sender's size that hears each event and sends it again, so r relays in a row
 add r steps and r further waits. Senders share them: the r-th relay of a sender serves every synapse that
@@ -14,7 +14,7 @@ from math import prod
 import numpy as np
 
 from marsnn.hardware.chip import Chip
-from marsnn.hardware.stages import INPUT, IntegerGraph, Ints, Stage, Synapse, schedule
+from marsnn.hardware.stages import INPUT, KINDS, IntegerGraph, Ints, Stage, Synapse, schedule
 
 RELAY = "relay"
 GRADED_KINDS = ("count", "gate", "norm", "s4d", "ssd")
@@ -71,6 +71,7 @@ def populations(graph: IntegerGraph, chip: Chip) -> list[Population]:
             for name, own in heard.items()
         )
         images = [synapse.conv.target for synapse in stage.synapses if synapse.conv is not None]
+        images = images if set(KINDS[stage.kind].ports.values()) == {"N"} else []
         shape = images[0] if images else (stage.neurons,)
         heads = int(stage.bias["forgetting"].size) if stage.kind == "ssd" else stage.neurons
         found.append(
@@ -99,6 +100,7 @@ def relays(wait: int, chip: Chip) -> int:
 
 
 def relay_name(sender: str, number: int) -> str:
+    """Of the sender's relays; the sender itself is number 0."""
     return f"{sender}~{number}" if number else sender
 
 

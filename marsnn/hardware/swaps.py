@@ -4,11 +4,12 @@ A quadratic assignment problem: part i at core c(i), messages F from part to par
 
     cost = sum over i, j of F[i, j] D[c(i), c(j)]
 
-Starts: parts in their order row by row, along a snake by rows and along one by columns. From the best, two
-anneals over random swaps, a hot one that lays everything anew and a cool one that keeps its shape, and from
-the best ever seen the best swap until none helps. A part may also be swapped with an empty core. A robust tabu search
-(Taillard 1991) was tried instead: from the same starts it ended 0 to 9 % dearer on chains of 40 to 100 cores, as equal parts give it
-endless swaps that change nothing.
+Starts: parts in their order row by row, along a snake by rows and along one by columns. From the best of
+these two anneals over random swaps, a hot one that lays everything anew and a cool one that keeps its shape;
+then from the best ever seen the best swap, until none helps. A part may also be swapped with an empty core.
+
+A robust tabu search (Taillard 1991) was tried instead: from the same starts it ended 0 to 9 % dearer on
+chains of 40 to 100 cores, as equal parts give it endless swaps that change nothing.
 """
 
 from __future__ import annotations

@@ -113,8 +113,9 @@ def test_a_table_of_events_prices_both_hops_or_neither(tmp_path):
     )
     assert report.totals["own"].spiking_pj == pytest.approx(13 * 23.6 + 405 + 312 + 20 * 1.7)
     assert not any("hops by a placement" in note for note in report.notes)
-    (tmp_path / "own.toml").write_text(text.replace('[energy.hop_north_south]\nvalue = 4.0\nunit = "pJ"',
-                                                    '[energy.hop_north_south]\nvalue = 4.0\nunit = "nJ"'))  # fmt: skip
+    north = '[energy.hop_north_south]\nvalue = 4.0\nunit = "pJ"'
+    assert north in text
+    (tmp_path / "own.toml").write_text(text.replace(north, north.replace("pJ", "nJ")))
     with pytest.raises(InputError, match='hop_north_south must be in unit = "pJ"'):
         load_table(tmp_path / "own.toml")
 

@@ -1,7 +1,7 @@
-"""Unit: cores by the limits of a profile, worked out by hand; messages and hops against loops over neurons."""
+"""Unit: cores by the limits of a profile, by hand; messages and hops against loops over neurons."""
 
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 from time import perf_counter
 
@@ -68,7 +68,7 @@ def conv(name, source, kernel, sizes, stride=1, padding=0, dilation=1, groups=1)
 
 def chain(*sizes, T=4, kind="atmn"):
     stages, source = [], INPUT
-    for index, (senders, neurons) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for index, (senders, neurons) in enumerate(pairwise(sizes)):
         stages.append(stage(f"s{index}", kind, (neurons,), dense(f"w{index}", source, neurons, senders)))
         source = f"s{index}"
     return IntegerGraph(T, (sizes[0],), tuple(stages))
@@ -275,8 +275,8 @@ def test_graded_values_are_refused_by_name_where_spikes_are_binary():
 def test_gates_and_tables_by_hand():
     # Two sums a neuron: 2 places and 2 * 64 bytes; multiplier, shifts, level 3 + 1 + 1 + 3; the table's 4095
     # entries of 2 bytes on each core. 192 KB hold (196608 - 8190) // 136 = 1385 neurons: 3000 need 3.
-    gate = stage("g", "gate", (3000,), dense("a", "s0", 3000, 64, "argument"), dense("b", "s0", 3000, 64, "factor"),
-                 sizes={"E": 4095})  # fmt: skip
+    maps = (dense(port, "s0", 3000, 64, port) for port in ("argument", "factor"))
+    gate = stage("g", "gate", (3000,), *maps, sizes={"E": 4095})
     graph = chain(8, 64)
     placed = place(replace(graph, stages=(*graph.stages, gate)), "loihi2")
     assert [cut.cores for cut in placed.cuts] == [1, 3]
@@ -291,9 +291,9 @@ def test_states_of_state_space_layers_by_hand():
     s4d = stage("s4d", "s4d", (10,), dense("w", INPUT, 10, 12))
     placed = place(IntegerGraph(4, (12,), (s4d,)), "loihi2")
     assert placed.cuts[0].use.synapse_bytes == 10 * (12 + 2 * 6 + 2 * 13 + 4)
-    # SSD of 64 values in 8 heads, 2 groups of 16 keys: a state of 64 * 16, 3 bytes each, three past tokens of
-    # 64 + 2 * 32 channels; taps 4 * 3, a bias of 47 bits and its sign 6, a shift 1 a channel; a head's 3 + 1 +
-    # 1 + 1 + 6 + 1; the table 9 * 2; scaled 1, groups 3. Weights of 64 + 64 + 8 rows by 32.
+    # SSD of 64 values in 8 heads, 2 groups of 16 keys: a state of 64 * 16, 3 bytes each, three past tokens
+    # of 64 + 2 * 32 channels; taps 4 * 3, a bias of 47 bits and its sign 6, a shift 1 a channel; a head's 3 +
+    # 1 + 1 + 1 + 6 + 1; the table 9 * 2; scaled 1, groups 3. Weights of 64 + 64 + 8 rows by 32.
     whole = place(IntegerGraph(4, (32,), (ssd(),)), "loihi2").cuts[0]
     assert whole.cores == 1
     assert whole.use.synapse_bytes == (

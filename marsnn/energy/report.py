@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from marsnn.energy.counts import Hops, LayerCounts, OperationCounts
 from marsnn.energy.tables import EnergyTable, load_table
@@ -56,6 +56,16 @@ class Row:
     energy: dict[str, Energy]  # table name -> Energy
 
 
+class Placed(Protocol):
+    """What a report takes of a placement."""
+
+    @property
+    def hops(self) -> Mapping[str, Hops] | None: ...  # by layer, per token; None where it doesn't fit
+
+    @property
+    def summary(self) -> str: ...  # the chip, the cores, where the events come from
+
+
 class EnergyReport:
     """What an inference would cost, per token, by several tables.
 
@@ -69,8 +79,8 @@ class EnergyReport:
         tables: at least two names or paths of tables, or tables; the two of 45 nm (fp32 and int8) are
             always added.
         name: the title of the text.
-        hops: layer -> Hops per token, of a placement (`placement.hops`): tables of events charge them. None
-            leaves hops out, which the notes say.
+        placement: of `marsnn.hardware.place.place`: tables of events charge its hops. None leaves hops out,
+            which the notes say.
 
     Attributes:
         rows: a Row for each layer.   total: the Row of their sum.   totals: table name -> Energy of the sum.
@@ -90,7 +100,7 @@ class EnergyReport:
         dense: OperationCounts | None = None,
         tables: Iterable[PathLike | EnergyTable] = DEFAULT_TABLES,
         name: str = "spiking",
-        hops: Mapping[str, Hops] | None = None,
+        placement: Placed | None = None,
     ) -> None:
         for what, given in (("counts", counts), ("dense", dense)):
             if not isinstance(given, OperationCounts) and not (what == "dense" and given is None):
@@ -101,6 +111,8 @@ class EnergyReport:
         self.dense = dense
         self.name = str(name)
         self.tables = _gathered(tables)
+        self.placement = placement
+        hops = None if placement is None else placement.hops
         self.hops = None if hops is None else dict(hops)
         named = [*counts.layers, *(layer for layer in self.hops or () if layer not in counts.layers)]
         self.rows = [
@@ -162,10 +174,14 @@ class EnergyReport:
         priced = ", ".join(table.name for table in self.tables.values() if table.prices_hops)
         if not priced:
             return []
-        if self.hops is None:
+        if self.placement is None:
             return [f"hops between tiles are left out of {priced}: no placement was given"]
+        where = self.placement.summary
+        if self.hops is None:
+            return [f"hops between tiles are left out of {priced}: there is no placement on {where}"]
         return [
-            f"{priced}: hops by a placement; each message of an event to one core is a spike within its tile",
+            f"{priced}: hops by a placement on {where}; each message of an event to one core costs a spike "
+            "within its tile, too",
         ]
 
     # ---- showing it ---------------------------------------------------------------------------------

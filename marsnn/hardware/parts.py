@@ -4,8 +4,8 @@ What a part takes of its core:
 
     neurons        one place for each accumulator: a gate's neuron has two, ssd's keys and queries have theirs
     memory         1 byte a dense weight; a kernel once, of the channels that lie here; 3 bytes a synapse
-                   to one neuron; a table, constants by their width and 3 bytes a state, but for atmn, lif and sum,
-                   whose numbers lie in a neuron's own place; 1 byte a relay
+                   to one neuron; a table, constants by their width and 3 bytes a state, but for atmn, lif
+                   and sum, whose numbers lie in a neuron's own place; 1 byte a relay
     input axons    one for each neuron and rail that is heard here, however many synapses it has here
     output axons   one for each of its neurons, rail and core where that is heard
     delayed axons  of the input axons, those that wait

@@ -99,7 +99,7 @@ def place(
     relays = sum(each.neurons for each in found if each.kind == RELAY)
     if refusals:
         return Placement(
-            chip, cuts, tuple(refusals), (), (), (), {}, traffic is not None, 0.0, 0.0, 0.0, relays,
+            chip, cuts, tuple(refusals), (), (), (), None, traffic is not None, 0.0, 0.0, 0.0, relays,
             "none, it doesn't fit", seed, _notes(chip, traffic),
         )  # fmt: skip
     laid = _Laid.out(found, parts, uses, checked)

@@ -69,6 +69,7 @@ class Placement:
         refusals: why it doesn't fit, each with a remedy.
         cores: where the parts lie; empty, as `edges` and `links` are, where there are refusals.
         counted: whether events were given; else each neuron is taken to send one a token.
+        hops: by stage, of what it sends, per token; None where there are refusals.
         weighted_hops: a token's hops times what the chip's profile says that each counts for.
         naive: the same with parts in their order, row by row.   bound: no placement has less.
         relays: neurons that only wait.   method, seed: of the search.
@@ -80,7 +81,7 @@ class Placement:
     cores: tuple[Core, ...]
     edges: tuple[Edge, ...]
     links: tuple[Link, ...]
-    hops: Mapping[str, Hops]
+    hops: Mapping[str, Hops] | None
     counted: bool
     weighted_hops: float
     naive: float
@@ -98,6 +99,19 @@ class Placement:
     def cores_used(self) -> int:
         """Cores that it takes, or would take."""
         return sum(cut.cores for cut in self.cuts)
+
+    @property
+    def summary(self) -> str:
+        """The chip, the cores, where the events come from."""
+        profile = self.chip.name if self.chip.verified else f"{self.chip.name} (unverified profile)"
+        if not self.fits:
+            return f"{profile}: it doesn't fit"
+        return f"{profile}, {self.cores_used} cores, events {self.events}"
+
+    @property
+    def events(self) -> str:
+        """Where the events come from."""
+        return "counted" if self.counted else "a guess: one a neuron and token"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; messages and hops are per token."""
@@ -131,11 +145,11 @@ class Placement:
             "links": [
                 {"a": list(link.a), "b": list(link.b), "messages": link.messages} for link in self.links
             ],
-            "hops": {name: asdict(hops) for name, hops in self.hops.items()},
+            "hops": {name: asdict(each) for name, each in self.hops.items()} if self.hops else {},
             "weighted_hops": self.weighted_hops,
             "naive_weighted_hops": self.naive,
             "least_weighted_hops": self.bound,
-            "events": "counted" if self.counted else "guess: one event a neuron and token",
+            "events": self.events,
             "relay_neurons": self.relays,
             "method": self.method,
             "seed": self.seed,

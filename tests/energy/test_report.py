@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,9 +66,13 @@ def test_totals_by_hand():
     assert (loihi.dense_pj, loihi.ratio) == (None, None)
 
 
+def placed(**hops):
+    return SimpleNamespace(hops=hops, summary="a chip, 3 cores")
+
+
 def test_hops_of_a_placement_by_hand():
     # 20 messages a token within tiles instead of 7 spikes, 5 hops east or west, 2 north or south.
-    report = EnergyReport(spiking_counts(), hops={"lif": Hops(20, 5, 2)})
+    report = EnergyReport(spiking_counts(), placement=placed(lif=Hops(20, 5, 2)))
     loihi = report.totals["loihi1"]
     assert loihi.spiking_pj == pytest.approx(13 * 23.6 + 405 + 312 + 20 * 1.7 + 5 * 3.0 + 2 * 4.0)
     assert report.rows[0].energy["loihi1"].spiking_pj == pytest.approx(13 * 23.6)
@@ -76,8 +81,15 @@ def test_hops_of_a_placement_by_hand():
     without = EnergyReport(spiking_counts())
     for name in ("45nm-fp32", "45nm-int8"):  # arithmetic has no mesh
         assert report.totals[name] == without.totals[name]
-    assert any(note.startswith("loihi1: hops by a placement") for note in report.notes)
+    assert any(note.startswith("loihi1: hops by a placement on a chip, 3 cores;") for note in report.notes)
     assert "hops between tiles are left out of loihi1: no placement was given" in without.notes
+    unfit = EnergyReport(
+        spiking_counts(), placement=SimpleNamespace(hops=None, summary="a chip: it doesn't fit")
+    )
+    assert unfit.totals == without.totals
+    assert any(
+        "left out of loihi1: there is no placement on a chip: it doesn't fit" in n for n in unfit.notes
+    )
     assert "messages" not in without.rows[1].operations
     assert "on the mesh" not in without.text()
     block = report.text().split("on the mesh, per token\n")[1].splitlines()
@@ -92,7 +104,7 @@ def test_hops_of_a_placement_by_hand():
 
 
 def test_hops_of_a_layer_without_counts_are_a_row_of_their_own():
-    report = EnergyReport(spiking_counts(), hops={"lif": Hops(1, 0, 0), "relay": Hops(10, 3, 1)})
+    report = EnergyReport(spiking_counts(), placement=placed(lif=Hops(1, 0, 0), relay=Hops(10, 3, 1)))
     assert [row.name for row in report.rows] == ["fc", "lif", "relay"]
     assert report.rows[2].energy["loihi1"].spiking_pj == pytest.approx(10 * 1.7 + 3 * 3.0 + 4.0)
     for name in report.tables:
@@ -109,7 +121,7 @@ def test_a_table_of_events_prices_both_hops_or_neither(tmp_path):
     head, _, tail = text.partition("[energy.hop_east_west]")
     (tmp_path / "own.toml").write_text(head + tail[tail.index("[energy.static_power]") :])
     report = EnergyReport(
-        spiking_counts(), tables=("45nm-fp32", tmp_path / "own.toml"), hops={"lif": Hops(20, 5, 2)}
+        spiking_counts(), tables=("45nm-fp32", tmp_path / "own.toml"), placement=placed(lif=Hops(20, 5, 2))
     )
     assert report.totals["own"].spiking_pj == pytest.approx(13 * 23.6 + 405 + 312 + 20 * 1.7)
     assert not any("hops by a placement" in note for note in report.notes)

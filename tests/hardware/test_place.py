@@ -8,10 +8,13 @@ from time import perf_counter
 import numpy as np
 import pytest
 
+from marsnn.energy import EnergyReport, LayerCounts, OperationCounts
 from marsnn.errors import FileError, InputError
 from marsnn.files import json_text
 from marsnn.hardware.chip import PROFILES
+from marsnn.hardware.parts import cut
 from marsnn.hardware.place import events_of, load_profile, place
+from marsnn.hardware.populations import populations
 from marsnn.hardware.stages import (
     INPUT,
     KINDS,
@@ -105,7 +108,7 @@ def test_dense_layers_by_hand():
     # 64 senders: 131072 // 64 = 2048 neurons by memory, 1024 by places: 3000 need 3 cores.
     # 3000 ternary senders are 6000 axons, more than 4096: the second layer does not fit.
     placed = place(chain(64, 3000, 10))
-    assert [cut.cores for cut in placed.cuts] == [3, 0]
+    assert [each_cut.cores for each_cut in placed.cuts] == [3, 0]
     assert not placed.fits
     assert placed.refusals == (
         "w1: 6,000 input axons (2 for each ternary sender), a core takes 4,096: split its inputs in 2",
@@ -114,7 +117,7 @@ def test_dense_layers_by_hand():
     # 1024 senders: 128 neurons a core by memory, so 600 need 5. Each of 1024 neurons has 2 rails to 5 cores,
     # 10240 output axons: 3 cores. The first of 3 has 341 neurons, the first of 5 has 120.
     placed = place(chain(8, 1024, 600))
-    assert [cut.cores for cut in placed.cuts] == [3, 5]
+    assert [each_cut.cores for each_cut in placed.cuts] == [3, 5]
     assert placed.fits
     first, *_, last = placed.cores
     assert (first.stage, first.part, first.box) == ("s0", 0, ((0, 341),))
@@ -141,7 +144,7 @@ def test_a_kernel_is_shared_on_a_core_and_axons_are_not():
     # 8 x 10 x 10 = 800 neurons fit one core: the kernel 8 * 2 * 9 bytes once, the image 2 * 144 axons.
     placed = place(image_net())
     a1, a2, out = placed.cuts
-    assert [cut.cores for cut in placed.cuts] == [1, 1, 1]
+    assert [each_cut.cores for each_cut in placed.cuts] == [1, 1, 1]
     assert (a1.use.synapse_bytes, a1.use.input_axons) == (8 * 2 * 9, 288)
     # Behind it 6 x 5 x 5 of stride 2 and padding 1: rows -1 to 9 of 10 are met, both rails.
     assert (a2.use.synapse_bytes, a2.use.input_axons) == (6 * 8 * 9, 2 * 800)
@@ -176,6 +179,23 @@ def test_axons_of_convolutions_are_those_that_loops_find(kernel, how):
     synapse = graph["a1"].synapses[0]
     for core in parts:
         assert core.use.input_axons == len(met(synapse, core.box))
+
+
+def test_a_cut_by_channels_takes_its_own_kernels_and_groups():
+    # 8 channels of 2 neurons, two inputs a group of one: a core of 4 neurons has 2 channels, 2 kernels of 3.
+    first = conv("c", INPUT, (8, 1, 3), (8, 4), groups=8)
+    graph = IntegerGraph(4, (8, 4), (stage("a", "atmn", first.conv.target, first),))
+    placed = place(graph, replace(LOIHI1, neurons_per_core=4))
+    assert boxes_of(placed, "a") == [((2 * k, 2 * k + 2), (0, 2)) for k in range(4)]
+    assert {(core.use.synapse_bytes, core.use.input_axons) for core in placed.cores} == {(2 * 3, 2 * 4)}
+
+
+def test_where_events_go_to_more_cores_the_parts_are_smaller():
+    # Two of four neurons go to 6 cores, the others to none: 12 output axons, but halves would have 12 and 0.
+    chip = replace(LOIHI1, output_axons_per_core=6)
+    (population,) = populations(chain(3, 4), chip)
+    parts, refusal = cut(population, np.array([6, 6, 0, 0]), chip)
+    assert (parts, refusal) == ([((0, 1),), ((1, 2),), ((2, 4),)], "")
 
 
 def met(synapse, box):
@@ -217,10 +237,10 @@ def test_what_waits_longer_than_a_synapse_can_goes_through_relays(T, relays):
     graph = skip_net(T)
     assert schedule(graph).delays["skip"] == T
     placed = place(graph)
-    names = [cut.name for cut in placed.cuts]
+    names = [each_cut.name for each_cut in placed.cuts]
     assert names == ["s0", *(f"s0~{k + 1}" for k in range(relays)), "s1", "s2"]
     assert placed.relays == 12 * relays
-    delayed = {cut.name: cut.use.delayed_axons for cut in placed.cuts}
+    delayed = {each_cut.name: each_cut.use.delayed_axons for each_cut in placed.cuts}
     assert all(delayed[f"s0~{k + 1}"] == 24 for k in range(relays))
     assert delayed["s2"] == (24 if T % 64 else 0)
     # Each relay sends every event again, and what it sends is booked to s0.
@@ -279,7 +299,7 @@ def test_gates_and_tables_by_hand():
     gate = stage("g", "gate", (3000,), *maps, sizes={"E": 4095})
     graph = chain(8, 64)
     placed = place(replace(graph, stages=(*graph.stages, gate)), "loihi2")
-    assert [cut.cores for cut in placed.cuts] == [1, 3]
+    assert [each_cut.cores for each_cut in placed.cuts] == [1, 3]
     assert placed.cuts[1].use.synapse_bytes == 3000 * 136 + 3 * 8190
     assert placed.cuts[1].use.input_axons == 3 * 64  # both maps hear one axon
     assert placed.cuts[1].use.neurons == 6000
@@ -304,11 +324,14 @@ def test_states_of_state_space_layers_by_hand():
     four = place(IntegerGraph(4, (32,), (ssd(),)), replace(LOIHI2, neurons_per_core=50))
     assert [core.box for core in four.cores] == [((16 * k, 16 * k + 16),) for k in range(4)]
     assert {core.use.neurons for core in four.cores} == {50}
+    # With one group 3 heads take 24 + 32 + 3, and thirds are 2, 3 and 3 heads.
+    thirds = place(IntegerGraph(4, (32,), (ssd(groups=1),)), replace(LOIHI2, neurons_per_core=59))
+    assert [core.box for core in thirds.cores] == [((0, 16),), ((16, 40),), ((40, 64),)]
     # On those of 40 it's cut inside of heads: p values of two heads and one group take p + 32 + 2, so p <= 6,
     # which is 11 parts or more; 11 would have one with both groups' keys.
-    cut = place(IntegerGraph(4, (32,), (ssd(),)), replace(LOIHI2, neurons_per_core=40))
-    assert len(cut.cores) == 12
-    assert max(core.use.neurons for core in cut.cores) <= 40
+    small = place(IntegerGraph(4, (32,), (ssd(),)), replace(LOIHI2, neurons_per_core=40))
+    assert len(small.cores) == 12
+    assert max(core.use.neurons for core in small.cores) <= 40
 
 
 def test_the_parts_of_a_norm_tell_each_other_their_sums():
@@ -418,7 +441,7 @@ def test_events_are_counted_or_a_stated_guess():
     assert place(graph, traffic={"s0": 2.5, INPUT: 9.0}).hops["s0"].messages == pytest.approx(2.5)
     guess = place(graph)
     assert guess.hops["s0"].messages == 6
-    assert guess.to_dict()["events"].startswith("guess")
+    assert guess.to_dict()["events"].startswith("a guess")
     assert any("a guess" in note for note in guess.notes)
     for wrong, told in (
         ({"s9": 1.0}, "'s9', which is no stage of this graph; its stages are s0, s1"),
@@ -520,6 +543,24 @@ def test_as_json_and_as_text():
     assert "DOES NOT FIT" in refused
     assert "! w1: 6,000 input axons" in refused
     assert max(map(len, refused.splitlines())) <= 100
+
+
+def test_a_report_charges_the_hops_of_a_placement():
+    graph = chain(8, 1024, 600)
+    placed = place(graph, traffic={"s0": 100.0})
+    counts = OperationCounts({name: LayerCounts(spikes=1000) for name in ("w0", "s0", "w1", "s1")}, tokens=10)
+    report = EnergyReport(counts, placement=placed)
+    # 100 events to 5 cores are 500 messages; s1 is the last, its spikes go to no core.
+    (edge,) = placed.edges
+    assert edge.messages == pytest.approx(500)
+    loihi = {row.name: row.energy["loihi1"].spiking_pj for row in report.rows}
+    assert loihi["s0"] == pytest.approx(500 * 1.7 + 3.0 * edge.east_west + 4.0 * edge.north_south)
+    assert loihi["s0"] == pytest.approx(500 * 1.7 + placed.weighted_hops)
+    assert loihi["s1"] == 0
+    assert any("on Loihi 1 (unverified profile), 8 cores, events counted" in note for note in report.notes)
+    too_wide = EnergyReport(counts, placement=place(chain(64, 3000, 10)))
+    assert too_wide.totals == EnergyReport(counts).totals
+    assert any("Loihi 1 (unverified profile): it doesn't fit" in note for note in too_wide.notes)
 
 
 def test_ten_million_weights_take_seconds():

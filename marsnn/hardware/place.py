@@ -96,11 +96,12 @@ def place(
     used = sum(each.cores for each in cuts)
     if used > chip.cores:
         refusals.append(_too_many(found, cuts, chip))
+    told = _events_told([each.name for each in found if each.kind != RELAY and fan[each.name].any()], checked)
     relays = sum(each.neurons for each in found if each.kind == RELAY)
     if refusals:
         return Placement(
-            chip, cuts, tuple(refusals), (), (), (), None, traffic is not None, 0.0, 0.0, 0.0, relays,
-            "none, it doesn't fit", seed, _notes(chip, traffic),
+            chip, cuts, tuple(refusals), (), (), (), None, told, 0.0, 0.0, 0.0, relays,
+            "none, it doesn't fit", seed, _notes(chip, told),
         )  # fmt: skip
     laid = _Laid.out(found, parts, uses, checked)
     east_west, north_south = chip.hops()
@@ -120,14 +121,14 @@ def place(
         edges=edges,
         links=_links(laid.flow, [chip.tile(int(core)) for core in cores]),
         hops=_hops(found, edges),
-        counted=traffic is not None,
+        events=told,
         weighted_hops=swaps.cost_of(laid.flow, distance, cores),
         naive=swaps.cost_of(laid.flow, distance, begin[0]),
         bound=swaps.lower_bound(laid.flow, distance),
         relays=relays,
         method=swaps.METHOD,
         seed=seed,
-        notes=_notes(chip, traffic),
+        notes=_notes(chip, told),
     )
 
 
@@ -267,14 +268,21 @@ def _between(start: int, stop: int) -> range:
     return range(start, stop + 1) if start <= stop else range(start, stop - 1, -1)
 
 
-def _notes(chip: Chip, traffic: Traffic | None) -> tuple[str, ...]:
+def _events_told(senders: list[str], given: Traffic) -> str:
+    """Where the events of those that anyone hears come from."""
+    guessed = [name for name in senders if name not in given]
+    if not guessed:
+        return "counted"
+    if guessed == senders:
+        return "a guess: one a neuron and token"
+    return f"counted, but a guess of one a neuron and token for {', '.join(guessed)}"
+
+
+def _notes(chip: Chip, events: str) -> tuple[str, ...]:
     verified = "" if chip.verified else "; not verified on silicon"
-    events = (
-        "events were counted" if traffic is not None else "events are a guess: each neuron sends one a token"
-    )
     notes = [
         f"limits of {chip.name}: {chip.source}{verified}",
-        f"{events}; an event is one message to each core that hears it",
+        f"events: {events}; each is one message to each core that hears it",
         "what the input sends is left out: where it enters the chip is not part of a profile",
         "room is counted; whether the chip's neurons compute these kinds of stages is not",
     ]

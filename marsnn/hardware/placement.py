@@ -68,7 +68,7 @@ class Placement:
         chip: the limits.   cuts: what each population takes.
         refusals: why it doesn't fit, each with a remedy.
         cores: where the parts lie; empty, as `edges` and `links` are, where there are refusals.
-        counted: whether events were given; else each neuron is taken to send one a token.
+        events: "counted", or whose were not given and so are a guess, one a neuron and token.
         hops: by stage, of what it sends, per token; None where there are refusals.
         weighted_hops: a token's hops times what the chip's profile says that each counts for.
         naive: the same with parts in their order, row by row.   bound: no placement has less.
@@ -82,7 +82,7 @@ class Placement:
     edges: tuple[Edge, ...]
     links: tuple[Link, ...]
     hops: Mapping[str, Hops] | None
-    counted: bool
+    events: str
     weighted_hops: float
     naive: float
     bound: float
@@ -107,11 +107,6 @@ class Placement:
         if not self.fits:
             return f"{profile}: it doesn't fit"
         return f"{profile}, {self.cores_used} cores, events {self.events}"
-
-    @property
-    def events(self) -> str:
-        """Where the events come from."""
-        return "counted" if self.counted else "a guess: one a neuron and token"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; messages and hops are per token."""

@@ -33,7 +33,14 @@ IMAGE = (1, 6, 6)
 
 def _behind(layer: nn.Module, width: int = 5) -> Network:
     """A Linear, the layer, and neurons behind it where it has none; ends in neurons, which every target takes."""
-    return Network({"fc": nn.Linear(6, width), "own": layer, "out": nn.Linear(width, 4), "last": LIF(4, T, reset="zero", threshold=0.1)})  # noqa: E501
+    return Network(
+        {
+            "fc": nn.Linear(6, width),
+            "own": layer,
+            "out": nn.Linear(width, 4),
+            "last": LIF(4, T, reset="zero", threshold=0.1),
+        }
+    )
 
 
 def _atmn(tau: float, fire_at: float = 1.0) -> Callable[[], Network]:
@@ -107,7 +114,14 @@ ROWS: dict[str, tuple[Callable[[], Network], tuple[int, ...]]] = {
 
 
 def _behind_without_bias(layer: nn.Module) -> Network:
-    return Network({"fc": nn.Linear(6, 5, bias=False), "own": layer, "out": nn.Linear(5, 4, bias=False), "last": LIF(4, T, reset="zero", threshold=0.1)})  # noqa: E501
+    return Network(
+        {
+            "fc": nn.Linear(6, 5, bias=False),
+            "own": layer,
+            "out": nn.Linear(5, 4, bias=False),
+            "last": LIF(4, T, reset="zero", threshold=0.1),
+        }
+    )
 
 
 def _ssd() -> Network:

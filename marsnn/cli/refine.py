@@ -186,6 +186,9 @@ def evaluate(
     positions: Annotated[
         str, typer.Option(help="windows in which quality is told by position, by commas, such as 8192")
     ] = "",
+    windows: Annotated[
+        int, typer.Option(help="of each of these lengths and each text, where it has so many", min=1)
+    ] = 4,
     speed: Annotated[
         bool, typer.Option("--speed", help="measure decode and prefill too, with dynamic int8")
     ] = False,
@@ -211,7 +214,8 @@ def evaluate(
     wanted = numbers("--contexts", contexts)
     config = EvaluationConfig(
         **({"texts": tuple(text)} if text else {}), tokens=tokens, context=context, tasks=tasks,
-        contexts=wanted, positions=numbers("--positions", positions) if positions else (), seed=seed,
+        contexts=wanted, positions=numbers("--positions", positions) if positions else (),
+        windows=windows, seed=seed,
     )  # fmt: skip
     if out:
         probe(out / "report.json")

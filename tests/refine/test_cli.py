@@ -121,9 +121,12 @@ def test_evaluate_against_the_model_it_came_from(call, source, refined, text, tm
     code, told, _ = call(
         "evaluate", refined, "--against", source, "--text", text, "--out", tmp_path / "report",
         "--tokens", 130, "--context", 64, "--tasks", 1, "--contexts", "32,128", "--json",
+        "--positions", "50", "--windows", 2,
     )  # fmt: skip
     assert code == 0
+    assert json.loads(told)["settings"]["position_windows"] == {"50": {str(text): 2}}
     rows = json.loads(told)["rows"]
+    assert list(rows["2/4 SSM"]["positions"]["50"][str(text)]) == ["50"]
     assert list(rows) == [
         "dense",
         "2/4 zeroed",
@@ -264,6 +267,7 @@ def test_generate_within_a_latency(call, refined, source):
         (("evaluate", "REFINED", "--context", 64, "--text", "nowhere"), "no text"),
         (("evaluate", "REFINED", "--context", 999), "beyond"),
         (("evaluate", "REFINED", "--contexts", "a"), "whole numbers"),
+        (("evaluate", "REFINED", "--positions", "9000000"), "a window takes 9,000,001"),
         (("energy", "--shape", "nowhere"), "no such file"),
         (("energy", "--shape", "llama-7b", "--ssm", 99), "the model has 32"),
         (("energy", "--shape", "llama-7b", "--ssm", "quality=0.1"), "how many layers"),

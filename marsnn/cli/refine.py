@@ -222,7 +222,7 @@ def evaluate(
     if lm_eval:
         from marsnn.refine.harness import harness, known_tasks
 
-        known_tasks(lm_eval, task_folder)
+        known = known_tasks(lm_eval, task_folder)
     tokenizer = load_tokenizer(model)
     check_texts(tokenizer, config)
     rows: dict[str, Any] = {}
@@ -246,7 +246,7 @@ def evaluate(
             found.rows[name]["speed"] = row
     if lm_eval:
         for name, row in found.rows.items():
-            row["lm_eval"] = harness(rows[name], tokenizer, lm_eval, task_folder)
+            row["lm_eval"] = harness(rows[name], tokenizer, lm_eval, known)
     if out:
         save_report(found, out)
     if as_json:

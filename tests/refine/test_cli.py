@@ -1,5 +1,6 @@
 """Unit: refine, evaluate, generate and energy --shape as a user types them; one-line errors, exit codes."""
 
+import functools
 import json
 
 import pytest
@@ -155,7 +156,12 @@ def test_evaluate_measures_speed_and_the_int8_model(call, source, refined, text)
     assert rows["dense"]["speed"]["32"]["decode_ratio"]["median"] == 1
 
 
-def test_evaluate_runs_a_local_task_of_the_harness(call, refined, text, tmp_path):
+def test_evaluate_runs_a_local_task_of_the_harness(call, refined, text, tmp_path, monkeypatch):
+    from lm_eval import tasks
+
+    # its own are thousands of files, which take seconds to read; bad input below reads them
+    alone = functools.partial(tasks.TaskManager, include_defaults=False)
+    monkeypatch.setattr(tasks, "TaskManager", alone)
     questions = [
         {"question": "the cat sat on the", "choices": ["mat", "sky"], "answer": 0},
         {"question": "the dog ran to the", "choices": ["cat", "sun"], "answer": 0},

@@ -31,6 +31,17 @@ def test_the_pages_say_what_is_tried(pages):
         assert path.read_text(encoding="utf-8") == text, f"run  python docs/make_targets.py  ({path.name})"
 
 
+def test_kept_results_are_those_of_the_page():
+    sys.path.insert(0, str(DOCS))
+    try:
+        import make_hardware
+    finally:
+        sys.path.remove(str(DOCS))
+    text = (DOCS / "lava.md").read_text(encoding="utf-8")
+    assert make_hardware.page(text) == text, "run  python docs/make_hardware.py"
+    assert "0.0%" in text
+
+
 def test_the_table_has_both_answers_for_every_target(pages):
     rows = re.findall(r"^\| .*(?:exact|refused) \|$", pages[DOCS / "targets.md"], flags=re.MULTILINE)
     assert len(rows) == len(ROWS)

@@ -10,7 +10,8 @@
     |   `-- BundleError                 ... and that file belongs to a hardware bundle
     |-- DivergedError (ArithmeticError)  a training met NaN or infinity
     |-- MissingDependencyError (ImportError)   an optional package is not installed
-    `-- LavaError (RuntimeError)        Lava's environment is missing or its run failed
+    |-- LavaError (RuntimeError)        Lava's environment is missing or its run failed
+    `-- SanafeError (RuntimeError)      the same of SANA-FE
 
 Messages are one line: where, what arrived, what was expected, what to do. The command line prints
 that line and exits with 2; no error class changes this.
@@ -76,3 +77,7 @@ class MissingDependencyError(MarsnnError, ImportError):
 
 class LavaError(MarsnnError, RuntimeError):
     """Lava's own environment is missing, or its simulator did not finish."""
+
+
+class SanafeError(MarsnnError, RuntimeError):
+    """SANA-FE's own environment is missing, or its simulator did not finish."""

@@ -1,6 +1,7 @@
 """From a trained Network to a chip: `export` writes a bundle, `verify` compares it with Lava.
 
-Names load on first use: `verify` and `load` need numpy alone, `export` needs torch.
+`validate_energy` compares its counts with SANA-FE. Names load on first use: all but `export`, which needs
+torch, need numpy alone.
 """
 
 from importlib import import_module
@@ -10,17 +11,29 @@ if TYPE_CHECKING:
     from marsnn.hardware.bundle import Bundle, load
     from marsnn.hardware.exporter import export
     from marsnn.hardware.lava import Verification, find_python, verify
+    from marsnn.hardware.sanafe import EnergyValidation, validate_energy
 
 _HOMES = {
     "Bundle": "bundle",
+    "EnergyValidation": "sanafe",
     "Verification": "lava",
     "export": "exporter",
     "find_python": "lava",
     "load": "bundle",
+    "validate_energy": "sanafe",
     "verify": "lava",
 }
 
-__all__ = ["Bundle", "Verification", "export", "find_python", "load", "verify"]
+__all__ = [
+    "Bundle",
+    "EnergyValidation",
+    "Verification",
+    "export",
+    "find_python",
+    "load",
+    "validate_energy",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@
     |   `-- BundleError                 ... and that file belongs to a hardware bundle
     |-- DivergedError (ArithmeticError)  a training met NaN or infinity
     |-- MissingDependencyError (ImportError)   an optional package is not installed
+    |-- MeterError (RuntimeError)       an energy meter that is not there, or failed while it measured
     |-- LavaError (RuntimeError)        Lava's environment is missing or its run failed
     `-- SanafeError (RuntimeError)      the same of SANA-FE
 
@@ -73,6 +74,10 @@ class MissingDependencyError(MarsnnError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f'{package} is not installed: run  pip install "marsnn[{extra}]"')
+
+
+class MeterError(MarsnnError, RuntimeError):
+    """An energy meter that is not there, can't be read, or failed while it measured."""
 
 
 class LavaError(MarsnnError, RuntimeError):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from marsnn.cli.options import Json, Seed, numbers, print_json
+from marsnn.cli.options import Device, Json, Seed, numbers, print_json
 
 bench = typer.Typer(
     no_args_is_help=True,
@@ -27,13 +27,6 @@ class Form(StrEnum):
 
     flat = "flat"
     rows = "rows"
-
-
-class Device(StrEnum):
-    """Where tensors lie."""
-
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 @bench.command(epilog="Example:  marsnn bench digits --form rows --save benchmarks/digits-rows.json")

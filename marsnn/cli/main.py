@@ -17,7 +17,7 @@ import typer
 from marsnn.cli.ablate import EXAMPLE, ablate
 from marsnn.cli.bench import bench
 from marsnn.cli.distill import DISTILL, PRETRAIN, distill, pretrain
-from marsnn.cli.options import Json, Seed, print_json
+from marsnn.cli.options import Device, Json, Seed, print_json
 from marsnn.cli.refine import EVALUATE, GENERATE, REFINE, evaluate, generate, refine, shape_energy
 from marsnn.errors import InputError, MarsnnError
 
@@ -41,6 +41,28 @@ Input = Annotated[
     ),
 ]
 Samples = Annotated[int, typer.Option(help="use only the first so many samples of the batch (0: all)", min=0)]
+
+
+class Target(StrEnum):
+    """What a network is written for."""
+
+    lava = "lava"
+    nir = "nir"
+
+
+class Mode(StrEnum):
+    """How trains travel."""
+
+    window = "window"
+    count = "count"
+
+
+class Part(StrEnum):
+    """Of a refined model's layer."""
+
+    auto = "auto"
+    block = "block"
+    ffn = "ffn"
 
 
 class Simulator(StrEnum):
@@ -118,7 +140,8 @@ def simulate(
 
 @app.command(
     epilog="Example:  marsnn energy marsnn-demo/atmn.safetensors -i digits, or for a language model of any "
-    "size  marsnn energy --shape llama-7b --ssm all --keep 0.4 --steps 6"
+    "size  marsnn energy --shape llama-7b --ssm all --keep 0.4 --steps 6, or with this machine's meters "
+    "marsnn energy marsnn-demo/atmn.safetensors -i digits --measure"
 )
 def energy(
     network: Annotated[
@@ -146,30 +169,53 @@ def energy(
         float | None, typer.Option(help="of a shape: spikes per neuron and step; without it as measured")
     ] = None,
     contexts: Annotated[str, typer.Option(help="of a shape: contexts, by commas")] = "256,1024,4096",
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="also run it, and show joules by this machine's meters (NVML, RAPL)"),
+    ] = False,
+    device: Annotated[
+        Device | None, typer.Option(help="of --measure: cpu or cuda; without it the GPU where there is one")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="of --measure: windows of calls", min=2)] = 5,
+    seconds: Annotated[float, typer.Option(help="of --measure: length of a window")] = 2.0,
+    save: Annotated[
+        Path | None, typer.Option(help="also write the report here: .json, .txt or .html")
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Count operations and price them by named tables."""
+    """Count operations, price them by named tables; measure them where there is a meter."""
     if shape is not None:
         if network is not None or source is not None:
             raise InputError("--shape counts from a configuration alone; leave NETWORK and --input out")
+        if measure or save:
+            raise InputError("--measure and --save need a NETWORK; a --shape alone can't be run")
         return shape_energy(shape, ssm, keep, steps, rate, contexts, as_json)
     if network is None or source is None:
         raise InputError("say a NETWORK and its --input, or --shape for a language model's configuration")
     from marsnn.cli.inputs import load_input, seeded
-    from marsnn.energy import EnergyReport, count
+    from marsnn.energy import EnergyReport, count, measure_network
     from marsnn.energy.report import DEFAULT_TABLES
+    from marsnn.files import probe
 
+    if save:
+        probe(save)
     seeded(seed)
     net, x = load_input(network, source, samples)
     tables = tuple(dict.fromkeys([*DEFAULT_TABLES, *(table or [])]))
-    report = EnergyReport(count(net, x), tables=tables, name=network.stem)
+    counts = count(net, x)
+    where, measured = device.value if device else None, None
+    if measure:
+        measured = measure_network(net, x, where, repeats=repeats, seconds=seconds, progress=True)
+    report = EnergyReport(counts, tables=tables, name=network.stem, measured=measured)
+    if save:
+        report.save(save)
     print(report.to_json() if as_json else report.text())
 
 
 @app.command(
     epilog="Example:  marsnn export marsnn-demo/atmn.safetensors -i digits --samples 100 --out my-bundle, or "
-    "a layer's net of a refined model  marsnn export refined --layer 15 -i topics --samples 64 --out bundle"
+    "a layer of a refined model  marsnn export refined --layer 15 -i topics --samples 64 --out bundle"
 )
 def export(
     network: Annotated[
@@ -189,10 +235,25 @@ def export(
     ],
     samples: Samples = 0,
     layer: Annotated[
-        int | None, typer.Option(help="of a refined model: whose spiking feed-forward net is exported")
+        int | None, typer.Option(help="of a refined model: the layer that is exported")
     ] = None,
-    target: Annotated[str, typer.Option(help="lava")] = "lava",
-    mode: Annotated[str, typer.Option(help="window: the faithful train of T steps a token")] = "window",
+    part: Annotated[
+        Part,
+        typer.Option(
+            help="of that layer: block, all of a state space layer; ffn, its spiking feed-forward net; auto, "
+            "the block where it is one"
+        ),
+    ] = Part.auto,
+    target: Annotated[Target, typer.Option(help="lava: a bundle; nir: a file for other frameworks")] = Target.lava,
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            help="of lava. window: the faithful train of T steps a token; count: one graded event a token"
+        ),
+    ] = Mode.window,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="of nir: a change of meaning that is accepted, as soft-reset")
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -204,14 +265,16 @@ def export(
     if layer is not None:
         from marsnn.cli.refine import layer_input
 
-        net, x = layer_input(network, layer, source, samples)
+        net, x = layer_input(network, layer, source, samples, part.value)
     else:
         net, x = load_input(network, source, samples)
-    bundle = write(net, x, out, target=target, mode=mode)  # type: ignore[arg-type]
+    bundle = write(net, x, out, target=target.value, mode=mode.value, allow=allow or ())
+    if isinstance(bundle, Path):
+        return print_json({"file": str(bundle)}) if as_json else print(f"file: {bundle}")
     drift = bundle.report("drift")
     if as_json:
         return print_json({"bundle": str(bundle.path), "tokens": len(bundle.inputs), "drift": drift})
-    print(f"bundle: {bundle.path} ({len(bundle.inputs)} golden tokens, T = {bundle.steps})")
+    print(f"bundle: {bundle.path} ({len(bundle.inputs)} golden tokens, T = {net.steps})")
     print("drift of the integers from the float network (not parity), share of spike slots that differ:")
     for row in drift["layers"]:
         alone, all_before = row["teacher_forced"], row["end_to_end"]

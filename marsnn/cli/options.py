@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object instead of text")]
 Seed = Annotated[int, typer.Option(help="seed of everything random", min=0)]
+
+
+class Device(StrEnum):
+    """Where tensors lie."""
+
+    cpu = "cpu"
+    cuda = "cuda"
 
 
 def print_json(value: Any) -> None:

@@ -1,4 +1,8 @@
-"""EnergyReport: counts priced by at least two tables, per token, against a dense twin."""
+"""EnergyReport: counts priced by at least two tables, per token, against a dense twin; measurements beside.
+
+What is estimated and what is measured never share a column, a field or a word: tables give pJ under
+"estimated", meters give joules under "measured (<meter>; idle subtracted)".
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,13 @@ import os
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from marsnn.energy.counts import LayerCounts, OperationCounts
+from marsnn.energy.measured import MeasuredEnergy, Measurement
+from marsnn.energy.page import page
 from marsnn.energy.tables import EnergyTable, load_table
 from marsnn.errors import InputError
 from marsnn.files import PathLike, json_text, write_text
@@ -21,6 +28,9 @@ FORMAT = "marsnn.energy/1"
 ALWAYS = ("45nm-fp32", "45nm-int8")
 WIDTH = 100
 TABLES_ABREAST = 3
+METERS_ABREAST = 2
+PJ = 1e12
+"""pJ of a joule."""
 
 OPERATIONS = {
     "MAC": "mac",
@@ -56,7 +66,8 @@ class Row:
 class EnergyReport:
     """What an inference would cost, per token, by several tables.
 
-    Estimated from counted operations, never measured. The dense twin is the same network with one MAC per
+    Estimated from counted operations, never measured; `measured` stands beside it in columns of its own. The
+    dense twin is the same network with one MAC per
     synapse and token and nothing else, no bias and no activation, unless `dense` brings counts of another
     module: that one is charged for every synapse, zero or not, and for its mul and add.
 
@@ -66,6 +77,7 @@ class EnergyReport:
         tables: at least two names or paths of tables, or tables; the two of 45 nm (fp32 and int8) are
             always added.
         name: the title of the text.
+        measured: what `marsnn.energy.measure` said about the same network; None: nobody measured.
 
     Attributes:
         rows: a Row for each layer.   total: the Row of their sum.   totals: table name -> Energy of the sum.
@@ -85,14 +97,20 @@ class EnergyReport:
         dense: OperationCounts | None = None,
         tables: Iterable[PathLike | EnergyTable] = DEFAULT_TABLES,
         name: str = "spiking",
+        measured: MeasuredEnergy | None = None,
     ) -> None:
         for what, given in (("counts", counts), ("dense", dense)):
             if not isinstance(given, OperationCounts) and not (what == "dense" and given is None):
                 raise InputError(
                     f"{what} must be OperationCounts, got {type(given).__name__}; use marsnn.energy.count()"
                 )
+        if not isinstance(measured, MeasuredEnergy | None):
+            raise InputError(
+                f"measured must be MeasuredEnergy, got {type(measured).__name__}; use marsnn.energy.measure()"
+            )
         self.counts = counts
         self.dense = dense
+        self.measured = measured
         self.name = str(name)
         self.tables = _gathered(tables)
         self.rows = [self._row(layer, booked) for layer, booked in counts.layers.items()]
@@ -123,8 +141,12 @@ class EnergyReport:
             if self.dense is None
             else "dense: every synapse of the module it was counted from, zeros not skipped, its mul and add"
         )
+        if self.measured is not None and self.measured.measurements:
+            what = "energies by table are estimated: counted operations times the table's prices"
+        else:
+            what = "energies are estimated: counted operations times the table's prices; nothing was measured"
         notes = [
-            "energies are estimated: counted operations times the table's prices; nothing was measured",
+            what,
             "spiking: zeros are skipped at no cost; a graded accumulate is priced as a MAC",
             dense,
             "ratio: spiking / dense; above 1 the dense side is cheaper",
@@ -136,6 +158,13 @@ class EnergyReport:
             if given is not None and given.unattributed:
                 listed = ", ".join(f"{key} {value}" for key, value in given.unattributed.items())
                 notes.append(f"{what}not charged, in elements of the whole run: {listed}")
+        if self.measured is not None and self.measured.measurements:
+            notes += [
+                "measured: the network as torch runs it here, by a meter of the whole device, power at rest "
+                "subtracted; not the dense side, and not by layer",
+                "estimated and measured are not expected to agree: a table prices arithmetic alone, on the "
+                "process that it names; a meter sees memory, control and everything else",
+            ]
         for table in self.tables.values():
             notes += [f"{table.name}: {note}" for note in (f"{table.title}; {table.precision}", *table.notes)]
         return notes
@@ -143,13 +172,13 @@ class EnergyReport:
     # ---- showing it ---------------------------------------------------------------------------------
 
     def text(self) -> str:
-        """The report as aligned text of at most 100 columns."""
+        """The report as aligned text of at most 100 columns, but for a line about each meter."""
         rows = [*self.rows, self.total]
         label = max(len("layer"), *(len(row.name) for row in rows))
         label = min(label, WIDTH - max(10 * len(OPERATIONS), 27 * TABLES_ABREAST))
         tokens = f"{self.counts.tokens} token{'s' if self.counts.tokens > 1 else ''}"
         lines = [
-            f"{self.name}: energy per token, ESTIMATED from counted operations, never measured",
+            f"{self.name}: energy per token, {self._kinds()}",
             f"T = {self.counts.steps} micro-step{'s' if self.counts.steps > 1 else ''} a token; "
             f"means over {tokens}",
             "",
@@ -162,16 +191,28 @@ class EnergyReport:
         names = list(self.tables)
         for start in range(0, len(names), TABLES_ABREAST):
             lines += ["", *_energy_block(rows, names[start : start + TABLES_ABREAST], label)]
+        if self.measured is not None:
+            lines += ["", *_beside(self.totals, self.measured.measurements), *self.measured.lines()]
         lines += ["", "notes"]
         for note in self.notes:
             lines += textwrap.wrap(note, WIDTH, initial_indent="- ", subsequent_indent="  ")
         return "\n".join(line.rstrip() for line in lines) + "\n"
 
+    def _kinds(self) -> str:
+        if self.measured is None or not self.measured.measurements:
+            return "ESTIMATED from counted operations, never measured"
+        return "ESTIMATED from counted operations; MEASURED only where it says so"
+
     def __str__(self) -> str:
         return self.text()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; every number is per token, energies in pJ."""
+        """JSON-ready; every number is per token, energies in pJ.
+
+        "estimated" and "measured" at the top speak of these energies by table. Where a meter was asked its
+        verdict stands under "measurement" alone, in joules.
+        """
+        measurement = {} if self.measured is None else {"measurement": self.measured.to_dict()}
         return {
             "format": FORMAT,
             "name": self.name,
@@ -183,6 +224,7 @@ class EnergyReport:
             "total": _row_dict(self.total),
             "layers": [_row_dict(row) for row in self.rows],
             "tables": {key: _table_dict(table) for key, table in self.tables.items()},
+            **measurement,
             "unattributed": dict(self.counts.unattributed),
             "notes": list(self.notes),
         }
@@ -191,9 +233,14 @@ class EnergyReport:
         """`to_dict` as readable JSON text."""
         return json_text(self.to_dict())
 
+    def html(self) -> str:
+        """A page of its own: a row for each layer, columns that say estimated or measured."""
+        return page(self.to_dict())
+
     def save(self, path: PathLike) -> Path:
-        """Write the JSON, or the text where the name ends in .txt."""
-        return write_text(path, self.text() if Path(path).suffix == ".txt" else self.to_json())
+        """Write the JSON, or the text where the name ends in .txt, or the page where it ends in .html."""
+        shown = {".txt": self.text, ".html": self.html}.get(Path(path).suffix, self.to_json)
+        return write_text(path, shown())
 
 
 def _gathered(tables: Iterable[PathLike | EnergyTable]) -> dict[str, EnergyTable]:
@@ -239,6 +286,45 @@ def _energy_block(rows: Sequence[Row], names: Sequence[str], label: int) -> list
             )
         lines.append(_short(row.name, label) + cells)
     return lines
+
+
+def _beside(totals: dict[str, Energy], meters: Sequence[Measurement]) -> list[str]:
+    """The whole network by every table and every meter, each in its column; nothing where no meter is."""
+    if not meters:
+        return []
+    lines = ["energy per token of the whole network, pJ: estimated | measured"]
+    names = list(totals)
+    blocks = zip_longest(
+        (names[i : i + TABLES_ABREAST] for i in range(0, len(names), TABLES_ABREAST)),
+        (meters[i : i + METERS_ABREAST] for i in range(0, len(meters), METERS_ABREAST)),
+        fillvalue=(),
+    )
+    for tables, told in blocks:
+        estimated = [
+            (["estimated", f"({_short(name, 11).strip()})"], [_number(totals[name].spiking_pj), ""])
+            for name in tables
+        ]
+        measured = [(textwrap.wrap(each.label, 20), _measured_cells(each)) for each in told]
+        height = max(len(head) for head, _ in (*estimated, *measured))
+        for row in (*range(height), "total", "+- 95 %"):
+            line = f"{row if isinstance(row, str) else '':<9}"
+            for columns, width, edge in ((estimated, 15, ""), (measured, 21, " |")):
+                for head, cells in columns:
+                    if isinstance(row, int):
+                        cell = head[row] if row < len(head) else ""
+                    else:
+                        cell = cells[0 if row == "total" else 1]
+                    line += edge + cell.rjust(width)
+            lines.append(line)
+        lines.append("")
+    return lines
+
+
+def _measured_cells(told: Measurement) -> list[str]:
+    """Net energy in pJ and half its interval; only a bound where the meter can't tell it from zero."""
+    if told.below_resolution:
+        return ["below resolution", f"< {_number(told.resolution_j * PJ)}"]
+    return [_number(told.per_token_j.mean * PJ), _number((told.per_token_j.half or 0.0) * PJ)]
 
 
 def _number(value: float | None) -> str:

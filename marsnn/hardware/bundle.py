@@ -1,8 +1,8 @@
 """The bundle: a folder with everything that runs a network on a chip's simulator, and the proof of it.
 
     manifest.json      what the stages are, what their numbers are worth, the SHA-256 of every other file
-    tensors.npz        integers: weights, biases, levels, a gate's numbers and table
-    golden.npz         integers: the inputs, and the integer model's spikes, products and outputs for them
+    tensors.npz        integers: weights, biases, and what else the stages' kinds have
+    golden.npz         integers: the inputs, and the integer model's spikes and values for them
     certificate.json   why no accumulator can overflow
     drift.json         how far the integers are from the trained floats (this is not parity)
     counts.json        operations per token     energy.json  what they cost by the named tables
@@ -20,7 +20,7 @@ import math
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,39 +39,38 @@ from marsnn.files import (
     write_text,
 )
 from marsnn.hardware.certificate import certify
-from marsnn.hardware.integer import (
+from marsnn.hardware.stages import (
+    FACTOR_MAX,
+    INPUT,
     INPUT_MAX,
+    KINDS,
+    LARGEST_LEVEL,
     LARGEST_SHIFT,
     LARGEST_STEPS,
     LARGEST_TABLE,
-    MULTIPLIER_MAX,
-    SHARE_MAX,
+    OF_VALUES,
     STATE_MAX,
     STEP_ARRIVALS,
     SUM_ARRIVALS,
-    UNITY,
     WEIGHT_MAX,
-    Gate,
+    WIDE_INPUT_MAX,
+    Convolution,
     IntegerGraph,
     IntegerRun,
     Stage,
+    Synapse,
+    schedule,
 )
 
-FORMAT = "marsnn.bundle/1"
+FORMAT = "marsnn.bundle/2"
 RUNTIME = Path(__file__).parent / "lava_runtime"
 REQUIRED = ("tensors.npz", "golden.npz", "certificate.json", "runtime_lava/run.py")
 LARGEST_ARRAYS = 4 * 2**30  # bytes, unpacked
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
-_ARRAYS = ("weight", "bias", "fire", "amplitude")
-_GATE_ARRAYS = {
-    "multiplier": MULTIPLIER_MAX,
-    "argument_shift": LARGEST_SHIFT,
-    "product_shift": LARGEST_SHIFT,
-    "level": STATE_MAX,
-    "table": SHARE_MAX,
-}
-"""A gate's arrays -> their largest value; the least is 0."""
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}")
+
+LARGEST_DELAY = 2**20
+"""Steps that what arrives early may wait."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +99,12 @@ class Bundle:
         return read_json(self.path / f"{name}.json")
 
     def outputs(self) -> NDArray[np.float64]:
-        """The readout's golden sums in real numbers, [W, C]."""
-        if not self.golden.outputs:
+        """The golden values of the last stage in real numbers, [W, C]."""
+        name = self.graph.last.name
+        if name not in self.golden.values:
             raise BundleError(f"{self.path}: ends with neurons, not with a readout")
-        ((name, sums),) = self.golden.outputs.items()
         stage = next(row for row in self.manifest["stages"] if row["name"] == name)
-        return sums * np.asarray(stage["unit"])
+        return self.golden.values[name] * np.asarray(stage["unit"])
 
 
 # ---- writing -----------------------------------------------------------------------------------------
@@ -134,10 +133,9 @@ def write(
     with new_folder(path) as folder:
         write_bytes(folder / "tensors.npz", npz_bytes(tensors_of(graph)))
         run: dict[str, NDArray[Any]] = {f"spikes/{name}": spikes for name, spikes in golden.spikes.items()}
-        run |= {f"products/{name}": products for name, products in golden.products.items()}
-        run |= {f"outputs/{name}": sums for name, sums in golden.outputs.items()}
+        run |= {f"values/{name}": values for name, values in golden.values.items()}
         counted = np.array([golden.saturations[stage.name] for stage in graph.stages], dtype=np.int64)
-        run |= {"inputs": inputs.astype(np.int8), "saturations": counted}
+        run |= {"inputs": inputs.astype(np.int16), "saturations": counted}
         write_bytes(folder / "golden.npz", npz_bytes(run))
         for stem, value in reports.items():
             write_text(folder / f"{stem}.json", json_text(value))
@@ -147,9 +145,11 @@ def write(
             "format": FORMAT,
             **header,
             "steps": graph.steps,
+            "input_max": graph.input_max,
+            "inputs": list(graph.inputs),
             "tokens": len(inputs),
             "tokens_per_sample": graph.tokens_per_sample,
-            "stages": [_row(stage, units[stage.name]) for stage in graph.stages],
+            "stages": [stage_row(stage, units[stage.name]) for stage in graph.stages],
             "files": {
                 file.relative_to(folder).as_posix(): {
                     "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
@@ -165,33 +165,44 @@ def write(
 
 
 def tensors_of(graph: IntegerGraph) -> dict[str, NDArray[Any]]:
-    """The arrays of every stage as they are written, by "stage/array"."""
+    """The arrays of every stage and synapse as they are written: stages/NAME/ARRAY, synapses/NAME/ARRAY."""
     tensors: dict[str, NDArray[Any]] = {}
     for stage in graph.stages:
-        tensors |= {f"{stage.name}/{key}": _narrow(getattr(stage, key)) for key in _ARRAYS}
-        if stage.gate is not None:
-            tensors |= {f"{stage.name}/{key}": _narrow(getattr(stage.gate, key)) for key in _GATE_ARRAYS}
+        tensors |= {f"stages/{stage.name}/bias/{port}": _narrow(array) for port, array in stage.bias.items()}
+        tensors |= {f"stages/{stage.name}/{key}": _narrow(array) for key, array in stage.arrays.items()}
+        for synapse in stage.synapses:
+            tensors[f"synapses/{synapse.name}/weight"] = _narrow(synapse.weight)
+            if synapse.right is not None:
+                tensors[f"synapses/{synapse.name}/right"] = _narrow(synapse.right)
     return tensors
 
 
-def _row(stage: Stage, unit: NDArray[np.float64]) -> dict[str, Any]:
+def stage_row(stage: Stage, unit: NDArray[np.float64]) -> dict[str, Any]:
+    """What the manifest says of a stage."""
     return {
         "name": stage.name,
-        "synapse": stage.synapse,
         "kind": stage.kind,
-        "arrival": stage.arrival,
-        "inputs": stage.inputs,
-        "neurons": stage.neurons,
-        "shift": stage.shift,
-        "decay": stage.decay,
+        "shape": list(stage.shape),
         "reset": stage.reset,
         "carry": stage.carry,
         "unit": [float(value) for value in unit],
+        "synapses": [_synapse_row(synapse) for synapse in stage.synapses],
     }
 
 
+def _synapse_row(synapse: Synapse) -> dict[str, Any]:
+    names = ("name", "source", "port", "form", "arrival", "shift")
+    row = {name: getattr(synapse, name) for name in names}
+    return row if synapse.conv is None else {**row, "conv": asdict(synapse.conv)}
+
+
 def _narrow(array: NDArray[np.int64]) -> NDArray[Any]:
-    return array.astype(np.int8 if array.ndim == 2 else np.int32)
+    """In the least width that holds it."""
+    largest = _magnitude(array)
+    for kind in (np.int8, np.int16, np.int32):
+        if largest <= np.iinfo(kind).max:
+            return array.astype(kind)
+    return array
 
 
 # ---- reading -----------------------------------------------------------------------------------------
@@ -219,7 +230,7 @@ def load(path: PathLike) -> Bundle:
         golden = _arrays(folder / "golden.npz")
         graph = _graph(folder, manifest, tensors)
         inputs, run = _golden(folder, manifest, graph, golden)
-        _input_scale(f"{folder}/manifest.json", manifest["input"])
+        _input_scale(f"{folder}/manifest.json", manifest["input"], graph.size(INPUT))
         bundle = Bundle(folder, manifest, graph, inputs, run)
         if not isinstance(bundle.report("certificate"), dict):
             raise BundleError(f"{folder}/certificate.json: is no certificate; export it again")
@@ -296,109 +307,153 @@ def _arrays(file: Path) -> dict[str, NDArray[Any]]:
 
 def _graph(folder: Path, manifest: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> IntegerGraph:
     where = f"{folder}/manifest.json"
-    steps = _whole(where, "steps", manifest["steps"], 1, LARGEST_STEPS)
-    per_sample = _whole(where, "tokens_per_sample", manifest["tokens_per_sample"], 1, 2**31)
-    stages: list[Stage] = []
-    width = _whole(where, "input.size", manifest["input"]["size"], 1, 2**31)
+    graph = IntegerGraph(
+        _whole(where, "steps", manifest["steps"], 1, LARGEST_STEPS),
+        _shape(where, "inputs", manifest["inputs"]),
+        (),
+        _whole(where, "tokens_per_sample", manifest["tokens_per_sample"], 1, 2**31),
+        _whole(where, "input_max", manifest["input_max"], 1, WIDE_INPUT_MAX),
+    )
     rows = manifest["stages"]
     if not isinstance(rows, list) or not rows:
         raise BundleError(f"{where}: has no stages; export it again")
-    for index, row in enumerate(rows):
-        stage = _stage(where, row, tensors)
-        if stage.inputs != width:
-            raise BundleError(f"{where}: {stage.name} takes {stage.inputs} inputs, gets {width}")
-        if any(stage.name == other.name for other in stages):
-            raise BundleError(f"{where}: two stages are named {stage.name}")
-        if stage.kind == "readout" and index < len(rows) - 1:
-            raise BundleError(f"{where}: {stage.name} is a readout, and not the last stage")
-        if stage.kind == "gate" and index == len(rows) - 1:
-            raise BundleError(f"{where}: {stage.name} is a gate, and can't be the last stage")
-        behind_gate = index > 0 and stages[-1].kind == "gate"
-        fits = (stage.arrival in ("once", "held")) == (index == 0)
-        if not fits or (stage.arrival == "direct") != behind_gate:
-            raise BundleError(
-                f"{where}: {stage.name} can't have arrival {stage.arrival!r} as stage {index + 1}"
-            )
-        stages.append(stage)
-        width = stage.neurons
-    graph = IntegerGraph(steps, tuple(stages), per_sample)
+    names: set[str] = set()
+    for row in rows:
+        stage = _stage(where, row, tensors, graph)
+        for mark in (f"stage {stage.name}", *(f"synapse {synapse.name}" for synapse in stage.synapses)):
+            if mark in names or mark == f"stage {INPUT}":
+                raise BundleError(f"{where}: {mark} is there twice")
+            names.add(mark)
+        graph = replace(graph, stages=(*graph.stages, stage))
+    waiting = schedule(graph).delays
+    if max(waiting.values(), default=0) > LARGEST_DELAY:
+        raise BundleError(f"{where}: something waits for more than {LARGEST_DELAY} steps; refused")
     for stage_row in certify(graph)["stages"]:
         if not stage_row["safe"]:
             raise BundleError(f"{where}: {stage_row['name']} can overflow 24 bits; export it again")
     return graph
 
 
-def _stage(where: str, row: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> Stage:
-    name = row["name"]
-    for label in (name, row["synapse"]):
-        if not isinstance(label, str) or not _NAME.fullmatch(label):
-            raise BundleError(f"{where}: {label!r} is no name for a stage")
-    kind, arrival = row["kind"], row["arrival"]
-    if kind not in ("atmn", "lif", "readout", "gate"):
+def _stage(
+    where: str, row: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], graph: IntegerGraph
+) -> Stage:
+    name = _name(where, row["name"])
+    kind = row["kind"]
+    if kind not in KINDS:
         raise BundleError(f"{where}: {name} is of unknown kind {kind!r}")
-    known = STEP_ARRIVALS if kind == "lif" else SUM_ARRIVALS
-    if arrival not in known:
-        raise BundleError(f"{where}: {name} has arrival {arrival!r}, expected one of {', '.join(known)}")
     if row["reset"] not in ("subtract", "zero") or row["carry"] not in ("token", "sequence"):
         raise BundleError(f"{where}: {name} has an unknown reset or carry")
+    shape = _shape(where, f"{name}.shape", row["shape"])
+    neurons = int(np.prod(shape))
+    axes = {"N": neurons}
+    bias = {}
+    for port, axis in KINDS[kind].ports.items():
+        array = _take(where, tensors, f"stages/{name}/bias/{port}", -STATE_MAX, STATE_MAX)
+        bias[port] = _in_axes(where, f"{name}/bias/{port}", array, axis, axes)
     arrays = {}
-    for key in _ARRAYS:
-        if f"{name}/{key}" not in tensors:
-            raise BundleError(f"{where}: tensors.npz lacks {name}/{key}")
-        arrays[key] = tensors[f"{name}/{key}"].astype(np.int64)
-    neurons = _whole(where, f"{name}.neurons", row["neurons"], 1, 2**31)
-    inputs = _whole(where, f"{name}.inputs", row["inputs"], 1, 2**31)
-    levels = 0 if kind in ("readout", "gate") else neurons
-    sums = 2 * neurons if kind == "gate" else neurons
-    synapses = 0 if arrival == "direct" else inputs
-    if arrival == "direct" and (kind != "atmn" or inputs != neurons):
-        raise BundleError(f"{where}: {name} can't have arrival 'direct'; only as many ATMN neurons can")
-    expected = {"weight": (sums, synapses), "bias": (sums,), "fire": (levels,), "amplitude": (levels,)}
-    for key, shape in expected.items():
-        if arrays[key].shape != shape:
-            raise BundleError(f"{where}: {name}/{key} is {list(arrays[key].shape)}, expected {list(shape)}")
-        largest = WEIGHT_MAX if key == "weight" else STATE_MAX
-        if _magnitude(arrays[key]) > largest:
-            raise BundleError(f"{where}: {name}/{key} exceeds {largest}")
-    if levels and min(arrays["fire"].min(), arrays["amplitude"].min()) < 1:
-        raise BundleError(f"{where}: {name} has a threshold below 1")
+    for key, of in KINDS[kind].arrays.items():
+        array = _take(where, tensors, f"stages/{name}/{key}", of.least, of.most)
+        arrays[key] = _in_axes(where, f"{name}/{key}", array, of.axes, axes)
+    _consistent(where, name, kind, axes)
     if not isinstance(row["unit"], list) or len(row["unit"]) != neurons:
         raise BundleError(f"{where}: {name}.unit is no list of {neurons} values")
     for value in row["unit"]:
         _positive(where, f"{name}.unit", value)
-    return Stage(
-        name=name,
-        synapse=row["synapse"],
-        kind=kind,
-        arrival=arrival,
-        shift=_whole(where, f"{name}.shift", row["shift"], 0, 16),
-        decay=_whole(where, f"{name}.decay", row["decay"], 0, 2 * UNITY),
-        reset=row["reset"],
-        carry=row["carry"],
-        gate=_gate(where, name, neurons, tensors) if kind == "gate" else None,
-        **arrays,
-    )
+    if not isinstance(row["synapses"], list) or not row["synapses"]:
+        raise BundleError(f"{where}: {name} has no synapses; export it again")
+    synapses = tuple(_synapse(where, kind, bias, each, tensors, graph) for each in row["synapses"])
+    return Stage(name, kind, shape, synapses, bias, arrays, row["reset"], row["carry"])
 
 
-def _gate(where: str, name: str, neurons: int, tensors: Mapping[str, NDArray[Any]]) -> Gate:
-    arrays = {}
-    for key, largest in _GATE_ARRAYS.items():
-        entry = f"{name}/{key}"
-        if entry not in tensors:
-            raise BundleError(f"{where}: tensors.npz lacks {entry}")
-        array = tensors[entry].astype(np.int64)
-        if key == "table":
-            if array.ndim != 1 or len(array) % 2 == 0 or len(array) > LARGEST_TABLE:
-                raise BundleError(
-                    f"{where}: {entry} is {list(array.shape)}, expected an odd number of entries up to "
-                    f"{LARGEST_TABLE}"
-                )
-        elif array.shape != (neurons,):
-            raise BundleError(f"{where}: {entry} is {list(array.shape)}, expected [{neurons}]")
-        if array.min() < 0 or array.max() > largest:
-            raise BundleError(f"{where}: {entry} leaves 0 to {largest}")
-        arrays[key] = array
-    return Gate(**arrays)
+def _in_axes(
+    where: str, label: str, array: NDArray[np.int64], names: str, axes: dict[str, int]
+) -> NDArray[np.int64]:
+    """An array whose axes fit those of the same names that were read before; new ones are taken over."""
+    wanted = names.split()
+    if array.ndim != len(wanted):
+        raise BundleError(f"{where}: {label} is {list(array.shape)}, expected {len(wanted)} axes")
+    for axis, size in zip(wanted, array.shape, strict=True):
+        if axes.setdefault(axis, size) != size:
+            raise BundleError(f"{where}: {label} is {list(array.shape)}, its {axis} should be {axes[axis]}")
+    return array
+
+
+def _consistent(where: str, name: str, kind: str, axes: Mapping[str, int]) -> None:
+    """What the shapes of a kind's arrays have to do with each other."""
+    if "E" in axes and (axes["E"] % 2 == 0 or axes["E"] > LARGEST_TABLE):
+        raise BundleError(
+            f"{where}: {name}/table has {axes['E']} entries, expected an odd number up to {LARGEST_TABLE}"
+        )
+    if kind == "ssd":
+        whole = axes["C"] == axes["N"] + 2 * axes["G"] and axes["H"] and axes["N"] % axes["H"] == 0
+        if not whole or axes["K"] < 1:
+            raise BundleError(f"{where}: {name} has {axes['C']} channels, which don't fit its heads")
+
+
+def _synapse(
+    where: str,
+    kind: str,
+    bias: Mapping[str, NDArray[np.int64]],
+    row: Mapping[str, Any],
+    tensors: Mapping[str, NDArray[Any]],
+    graph: IntegerGraph,
+) -> Synapse:
+    name = _name(where, row["name"])
+    source, port, form, arrival = row["source"], row["port"], row["form"], row["arrival"]
+    if source != INPUT and source not in [stage.name for stage in graph.stages]:
+        raise BundleError(f"{where}: {name} comes from {source!r}, which is no stage before it")
+    if port not in bias:
+        raise BundleError(f"{where}: {name} ends at {port!r}, expected one of {', '.join(bias)}")
+    known = STEP_ARRIVALS if KINDS[kind].takes == "step" else SUM_ARRIVALS
+    if arrival not in known or (arrival in OF_VALUES) != (graph.sends(source) == "value"):
+        raise BundleError(f"{where}: {name} can't have arrival {arrival!r}")
+    doubling = arrival in ("horner", "power", "stream_down", "stream_up")
+    if doubling and graph.steps > 23:
+        raise BundleError(f"{where}: {name} doubles {graph.steps} times, which leaves 24 bits")
+    senders, size = graph.size(source), len(bias[port])
+    wide = source != INPUT or graph.input_max > INPUT_MAX
+    if form != "each" and graph.sends(source) == "value" and wide and graph[source].kind != "count":
+        raise BundleError(f"{where}: {name} has weights for the graded values of {source!r}; refused")
+    most = FACTOR_MAX if form == "each" else WEIGHT_MAX
+    weight = _take(where, tensors, f"synapses/{name}/weight", -most, most)
+    right, conv = None, None
+    if form == "each":
+        right = _take(where, tensors, f"synapses/{name}/right", 0, LARGEST_SHIFT)
+        if weight.shape != (size,) or right.shape != (size,) or senders != size:
+            raise BundleError(f"{where}: {name} joins {senders} senders to {size} neurons one by one")
+    elif form == "conv":
+        conv = _convolution(where, name, row["conv"], weight, senders, size)
+    elif form == "dense":
+        if weight.shape != (size, senders):
+            raise BundleError(f"{where}: {name}/weight is {list(weight.shape)}, expected {[size, senders]}")
+    else:
+        raise BundleError(f"{where}: {name} has unknown form {form!r}")
+    shift = _whole(where, f"{name}.shift", row["shift"], 0, 20)
+    return Synapse(name, source, port, form, arrival, weight, shift, right, conv)
+
+
+def _convolution(
+    where: str, name: str, row: Mapping[str, Any], kernel: NDArray[np.int64], senders: int, size: int
+) -> Convolution:
+    source, target = (_shape(where, f"{name}.{end}", row[end]) for end in ("source", "target"))
+    rank = len(source) - 1
+    moves = [
+        tuple(_whole(where, f"{name}.{key}", each, least, 2**15) for each in row[key])
+        for key, least in (("stride", 1), ("padding", 0), ("dilation", 1))
+    ]
+    groups = _whole(where, f"{name}.groups", row["groups"], 1, 2**20)
+    fits = rank in (1, 2) and kernel.ndim == rank + 2 and all(len(each) == rank for each in moves)
+    fits = fits and kernel.shape[0] % groups == 0 and kernel.shape[1] * groups == source[0]
+    if fits:
+        stride, padding, dilation = moves
+        image = tuple(
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, p, d, k, s in zip(source[1:], padding, dilation, kernel.shape[2:], stride, strict=True)
+        )
+        fits = (kernel.shape[0], *image) == target and min(image) >= 1
+    if not fits or int(np.prod(source)) != senders or int(np.prod(target)) != size:
+        raise BundleError(f"{where}: {name} is no convolution from {list(source)} to {list(target)}")
+    return Convolution(source, target, *moves, groups)
 
 
 def _golden(
@@ -418,22 +473,44 @@ def _golden(
             raise BundleError(f"{where}: {name} exceeds {largest}")
         return arrays[name]
 
-    inputs = take("inputs", (tokens, graph.stages[0].inputs), INPUT_MAX)
+    inputs = take("inputs", (tokens, graph.size(INPUT)), graph.input_max)
     run = IntegerRun()
     counted = take("saturations", (len(graph.stages),), 2**62)
     for stage, saturations in zip(graph.stages, counted, strict=True):
-        neurons = stage.neurons
-        if stage.kind == "readout":
-            sums = take(f"outputs/{stage.name}", (tokens, neurons), STATE_MAX)
-            run.outputs[stage.name] = sums.astype(np.int32)
-        elif stage.kind == "gate":
-            products = take(f"products/{stage.name}", (tokens, neurons), STATE_MAX)
-            run.products[stage.name] = products.astype(np.int32)
-        else:
-            spikes = take(f"spikes/{stage.name}", (tokens, graph.steps, neurons), 1)
+        if stage.sends == "train":
+            spikes = take(f"spikes/{stage.name}", (tokens, graph.steps, stage.neurons), LARGEST_LEVEL)
             run.spikes[stage.name] = spikes.astype(np.int8)
+        else:
+            values = take(f"values/{stage.name}", (tokens, stage.neurons), STATE_MAX)
+            run.values[stage.name] = values.astype(np.int32)
         run.saturations[stage.name] = int(saturations)
     return inputs.astype(np.int64), run
+
+
+def _name(where: str, label: Any) -> str:
+    if not isinstance(label, str) or not _NAME.fullmatch(label):
+        raise BundleError(f"{where}: {label!r} is no name for a stage")
+    return label
+
+
+def _shape(where: str, name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not 1 <= len(value) <= 4:
+        raise BundleError(f"{where}: {name} is {str(value)[:40]!r}, expected the sizes of 1 to 4 axes")
+    found = tuple(_whole(where, name, each, 1, 2**31) for each in value)
+    if math.prod(found) > 2**31:
+        raise BundleError(f"{where}: {name} is {list(found)}, more than 2^31 values; refused")
+    return found
+
+
+def _take(
+    where: str, tensors: Mapping[str, NDArray[Any]], entry: str, least: int, most: int
+) -> NDArray[np.int64]:
+    if entry not in tensors:
+        raise BundleError(f"{where}: tensors.npz lacks {entry}")
+    array = tensors[entry]
+    if array.size and (int(array.min()) < least or int(array.max()) > most):
+        raise BundleError(f"{where}: {entry} leaves {least} to {most}")
+    return array.astype(np.int64)
 
 
 def _magnitude(array: NDArray[Any]) -> int:
@@ -441,11 +518,11 @@ def _magnitude(array: NDArray[Any]) -> int:
     return max(-int(array.min()), int(array.max())) if array.size else 0
 
 
-def _input_scale(where: str, entry: Mapping[str, Any]) -> None:
+def _input_scale(where: str, entry: Mapping[str, Any], size: int) -> None:
     """One number, or one for each feature."""
     scales = entry["scale"] if isinstance(entry["scale"], list) else [entry["scale"]]
-    if isinstance(entry["scale"], list) and len(scales) != entry["size"]:
-        raise BundleError(f"{where}: input.scale has {len(scales)} values, expected {entry['size']}")
+    if isinstance(entry["scale"], list) and len(scales) != size:
+        raise BundleError(f"{where}: input.scale has {len(scales)} values, expected {size}")
     for value in scales:
         _positive(where, "input.scale", value)
 

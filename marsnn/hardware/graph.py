@@ -1,12 +1,16 @@
-"""From a Network to the chain of stages that a chip runs, still in real numbers.
+"""From a Network to the stages that a chip runs, still in real numbers.
 
-Reads the network, refuses what has no exact image, and lists all refusals at once.
+Reads the network layer by layer, merges what is linear between two stages into one map, refuses what has no
+exact image, and lists all refusals at once. Kinds, ports and arrivals are those of `marsnn.hardware.stages`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,228 +19,418 @@ from torch import nn
 
 from marsnn.errors import ExportError
 from marsnn.gated import GatedLinear
-from marsnn.hardware.certificate import LARGEST_DOUBLINGS
-from marsnn.hardware.integer import ATMN_DECAYS, LARGEST_STEPS, Arrival, Kind
-from marsnn.network import Network
-from marsnn.neurons import ATMN, LIF, TMN
+from marsnn.hardware.linear_maps import Affine, Dense, Merged, affine_of, each_of, merge
+from marsnn.hardware.stages import ATMN_DECAYS, INPUT, LARGEST_LEVEL, LARGEST_STEPS, Arrival
+from marsnn.network import LINEAR_MAPS, Network
+from marsnn.neurons import ALIF, ATMN, LIF, PLIF, TMN, CubaLIF, IntegerLIF, TernaryLIF
 from marsnn.neurons.base import Neuron
+from marsnn.ssm import S4D, SSD, SSDCore
 
 Reals = NDArray[np.float64]
+
+LARGEST_DOUBLINGS = 23
+"""T of a neuron with tau = 1/2 or 2 whose train is summed: more steps than bits can't be weighed."""
 
 SILENT = (nn.Identity, nn.Dropout)
 """Layers that do nothing at inference."""
 
+STEP_NEURONS = (LIF, PLIF, CubaLIF, ALIF, IntegerLIF, TernaryLIF)
+KNOWN = (ATMN, TMN, *STEP_NEURONS)
+
 
 @dataclass(frozen=True)
-class Population:
-    """A linear map and the neurons that it drives (or a readout, or a gate), in real numbers.
-
-    A gate's weight and bias are those of its two maps, one below the other. What follows a gate takes the
-    products themselves: it has no weight.
-    """
+class RealSynapse:
+    """A linear map from one sender to one port, with what a spike of each sender is worth folded in."""
 
     name: str
-    synapse: str
-    kind: Kind
+    source: str
+    port: str
     arrival: Arrival
-    weight: Reals  # [N, M], with what a spike of each sender is worth folded into its column; [2N, M]; [N, 0]
-    bias: Reals  # [N] or [2N]
-    threshold: Reals  # [N] amplitude of a spike; empty for a readout and a gate
-    fire_at: float = 1.0
-    tau: float = 1.0  # ATMN
-    beta: float = 1.0  # LIF
+    map: Affine
+
+
+@dataclass(frozen=True)
+class RealStage:
+    """A stage in real numbers; `of` holds what its kind needs, by name."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    synapses: tuple[RealSynapse, ...]
+    bias: Mapping[str, Reals]
+    of: Mapping[str, Any] = field(default_factory=dict)
     reset: Literal["subtract", "zero"] = "subtract"
     carry: Literal["token", "sequence"] = "token"
-    activation: str = ""  # gate
-    level: float = 0.0  # gate
+
+    @property
+    def neurons(self) -> int:
+        """N."""
+        return int(np.prod(self.shape))
 
 
 @dataclass(frozen=True)
 class Graph:
-    """The chain that a network becomes."""
+    """What a network becomes."""
 
     steps: int
-    inputs: int
-    populations: tuple[Population, ...]
+    inputs: tuple[int, ...]
+    stages: tuple[RealStage, ...]
 
 
-def extract(network: Network, inputs: int) -> Graph:
-    """The chain of a network whose input has `inputs` features.
+@dataclass(frozen=True)
+class Signal:
+    """What travels between layers: maps of what stages send, and a bias."""
+
+    name: str  # of the layer that made it
+    terms: tuple[Merged, ...]
+    bias: Reals  # [size]
+    shape: tuple[int, ...]
+
+    @property
+    def weighted(self) -> bool:
+        """Whether there is more to it than what one stage sends."""
+        return any(not term.plain for term in self.terms) or bool(self.bias.any())
+
+
+def extract(network: Network, inputs: tuple[int, ...]) -> Graph:
+    """The stages of a network whose input has the shape `inputs`.
 
     Raises:
         ExportError: with every reason for which it can't be mapped exactly.
     """
-    refusals = [
-        f"{target}: a skip from {', '.join(sources)}; remove it" for target, sources in network.skips.items()
-    ]
-    pairs = _pairs(network, inputs, refusals)
-    refusals.extend(_too_long(pairs, network.steps))
-    for name, _, _, neuron in pairs:
-        refusals.extend(f"{name}: {reason}" for reason in _unmappable(neuron))
-    if not refusals and not any(isinstance(neuron, Neuron) for *_, neuron in pairs):
-        refusals.append("the network has no spiking neuron, so there is nothing for the chip to time")
-    if refusals:
-        raise ExportError(refusals)
-
-    steps = network.steps
-    populations: list[Population] = []
-    sender: Neuron | None = None
-    for name, synapse, linear, receiver in pairs:
-        if populations and populations[-1].kind == "gate":
-            assert isinstance(receiver, ATMN)
-            populations.append(_behind_gate(name, synapse, populations[-1], receiver))
-        else:
-            weight, bias = _affine(linear, inputs)
-            populations.append(_population(name, synapse, weight, bias, sender, receiver, steps))
-        if isinstance(linear, GatedLinear):
-            populations[-1] = replace(
-                populations[-1], kind="gate", activation=linear.activation, level=linear.level or 0.0
-            )
-        sender = receiver
-    return Graph(steps=steps, inputs=inputs, populations=tuple(populations))
+    reader = _Reader(network, inputs)
+    reader.read()
+    if reader.refusals:
+        raise ExportError(reader.refusals)
+    return Graph(network.steps, inputs, tuple(reader.stages))
 
 
-Pair = tuple[str, str, nn.Linear | GatedLinear | None, Neuron | None]
+class _Reader:
+    """One pass over a network's layers."""
 
+    def __init__(self, network: Network, inputs: tuple[int, ...]) -> None:
+        self.network, self.steps = network, network.steps
+        self.refusals: list[str] = []
+        self.stages: list[RealStage] = []
+        self.neurons: dict[str, Neuron] = {}  # stage -> the neuron whose spikes it sends
+        size = int(np.prod(inputs))
+        start = Signal(INPUT, (Merged(INPUT),), np.zeros(size), inputs)
+        self.outputs: dict[str, Signal] = {INPUT: start}
+        # Currents of a neuron that takes each step must not be summed on their way.
+        self.all_sum = all(neuron.integrates == "token" for neuron in network.neurons.values())
+        order = [INPUT, *network.names]
+        self.uses = Counter(order[:-1])
+        for sources in network.skips.values():
+            self.uses.update(sources)
 
-def _pairs(network: Network, inputs: int, refusals: list[str]) -> list[Pair]:
-    """(name, synapse's name, map or None for the identity, neuron or None for a readout and a gate)."""
-    pairs: list[Pair] = []
-    pending: tuple[str, nn.Linear] | None = None
-    gate = ""  # the one that still waits for its neuron
-    for name, layer in network.layers.items():
+    def read(self) -> None:
+        network = self.network
+        if self.steps > LARGEST_STEPS:
+            self.refuse(network.names[0], f"T = {self.steps} micro-steps a token; use at most {LARGEST_STEPS}")
+        signal = self.outputs[INPUT]
+        broken = False
+        for name, layer in network.layers.items():
+            reason = _unmappable(layer)
+            if reason:
+                self.refuse(name, reason)
+                broken = True
+            if broken:  # shapes behind it can't be told; settings can
+                continue
+            for source in network.skips.get(name, ()):
+                other = self.outputs[source]
+                signal = Signal(name, signal.terms + other.terms, signal.bias + other.bias, signal.shape)
+            found = self.layer(name, layer, signal)
+            if found is None:
+                broken = True
+                continue
+            signal = self.outputs[name] = self.shared(name, found)
+        if not network.neurons:
+            self.refusals.append("the network has no spiking neuron, so there is nothing for the chip to time")
+        self.check_doublings()
+        if broken or self.refusals:
+            return
+        last = self.stages[-1] if self.stages else None
+        if signal.weighted or len(signal.terms) > 1 or last is None or signal.terms[0].source != last.name:
+            self.add(signal.name, "sum", signal.shape, {"in": signal})
+
+    def refuse(self, name: str, reason: str) -> None:
+        self.refusals.append(f"{name}: {reason}")
+
+    def check_doublings(self) -> None:
+        names = list(self.network.layers)
+        for name, neuron in self.network.neurons.items():
+            if not isinstance(neuron, ATMN) or name == names[-1] or neuron.tau.item() == 1.0:
+                continue
+            if self.steps > LARGEST_DOUBLINGS:
+                self.refuse(
+                    name,
+                    f"{self.steps} steps with tau = {neuron.tau.item():g} outweigh 24 bits; use at most "
+                    f"{LARGEST_DOUBLINGS}",
+                )
+
+    # ---- layers -----------------------------------------------------------------------------------------
+
+    def layer(self, name: str, layer: nn.Module, signal: Signal) -> Signal | None:
+        """What a layer makes of a signal; None where it was refused."""
         if isinstance(layer, SILENT):
-            continue
-        behind, gate = gate, ""
-        if behind and not isinstance(layer, ATMN):
-            refusals.append(f"{name}: follows {behind}, whose products only an ATMN takes; put one between")
-        if type(layer) is GatedLinear:
-            if pending is not None:
-                refusals.append(
-                    f"{name}: follows {pending[0]} with no neuron between; merge {pending[0]} into both maps"
+            return replace(signal, name=name if name in self.network.skips else signal.name)
+        if isinstance(layer, LINEAR_MAPS):
+            return self.linear(name, layer, signal)
+        if isinstance(layer, Neuron):
+            return self.neuron(name, layer, signal)
+        if isinstance(layer, GatedLinear):
+            return self.gated(name, layer, signal)
+        if isinstance(layer, SSD):
+            inner = self.linear(f"{name}.in_proj", layer.in_proj, signal)
+            core = None if inner is None else self.ssd(name, layer.core, inner)
+            return None if core is None else self.linear(f"{name}.out_proj", layer.out_proj, core)
+        if isinstance(layer, SSDCore):
+            return self.ssd(name, layer, signal)
+        if isinstance(layer, S4D):
+            return self.s4d(name, layer, signal)
+        return self.norm(name, layer, signal)
+
+    def linear(self, name: str, layer: nn.Module, signal: Signal) -> Signal | None:
+        """Merge a linear map into every term of a signal."""
+        own = affine_of(layer, signal.shape)
+        if isinstance(own, str):
+            self.refuse(name, own)
+            return None
+        terms = []
+        for term in signal.terms:
+            if isinstance(own.map, Dense) and self.graded(term.source):
+                self.refuse(
+                    name,
+                    f"takes the graded values of {term.source}, and a chip's weights meet spikes; put a neuron "
+                    "between them",
                 )
-                pending = None
-            pairs.append((name, name, layer, None))
-            gate = name
-        elif isinstance(layer, nn.Linear):
-            if pending is not None:
-                refusals.append(
-                    f"{name}: follows {pending[0]} with no neuron between; merge the two into one Linear"
-                )
-            pending = (name, layer)
-        elif isinstance(layer, Neuron):
-            if pending is None and pairs and not behind:
-                refusals.append(f"{name}: follows a neuron directly; put a Linear between them")
-            synapse, linear = pending if pending is not None else (f"{name}.input", None)
-            pairs.append((name, synapse, linear, layer))
-            pending = None
+                return None
+            merged = merge(name, own, term)
+            if isinstance(merged, str):
+                self.refuse(name, merged)
+                return None
+            terms.append(merged)
+        return Signal(name, tuple(terms), own.apply(signal.bias), own.shape)
+
+    def graded(self, source: str) -> bool:
+        """Whether a sender's values are wider than weights can take."""
+        return source != INPUT and source not in self.neurons
+
+    def shared(self, name: str, signal: Signal) -> Signal:
+        """A signal that several layers take becomes a stage, so that its map is run once."""
+        if not self.all_sum or self.uses[name] < 2 or not signal.weighted or signal.name == INPUT:
+            return signal
+        return self.add(name, "sum", signal.shape, {"in": signal})
+
+    def neuron(self, name: str, neuron: Neuron, signal: Signal) -> Signal | None:
+        if neuron.feature_dim < -len(signal.shape):
+            self.refuse(name, f"feature_dim = {neuron.feature_dim} of an input {list(signal.shape)}")
+            return None
+        of = {"threshold": _wide(neuron, neuron.threshold, signal.shape)}  # type: ignore[arg-type]
+        settings: dict[str, Any] = {}
+        if isinstance(neuron, ATMN):
+            kind = "atmn"
+            of |= {"fire_at": neuron.fire_at, "tau": neuron.tau.item()}
         else:
-            refusals.append(
-                f"{name}: {type(layer).__name__} has no exact form in this mode; "
-                "window mode maps Linear, GatedLinear, ATMN, TMN and LIF"
+            kind = "lif"
+            settings = {"reset": neuron.reset, "carry": neuron.carry}
+            of |= _lif_numbers(neuron, signal.shape)
+        made = self.add(name, kind, signal.shape, {"in": signal}, of, neuron, **settings)
+        self.neurons[name] = neuron
+        return made
+
+    def gated(self, name: str, layer: GatedLinear, signal: Signal) -> Signal | None:
+        parts = [self.linear(f"{name}.{part}", getattr(layer, part), signal) for part in ("gate", "up")]
+        argument, factor = parts
+        if argument is None or factor is None:
+            return None
+        of = {"activation": layer.activation, "level": layer.level or 0.0}
+        return self.add(name, "gate", argument.shape, {"argument": argument, "factor": factor}, of)
+
+    def norm(self, name: str, layer: nn.Module, signal: Signal) -> Signal | None:
+        shape = tuple(layer.normalized_shape)  # type: ignore[arg-type]
+        if shape != signal.shape or len(shape) != 1:
+            self.refuse(name, f"normalises {list(shape)} of {list(signal.shape)}; only whole vectors are mapped")
+            return None
+        size = shape[0]
+        gain = np.ones(size) if layer.weight is None else _real(layer.weight)  # type: ignore[arg-type]
+        bias = getattr(layer, "bias", None)
+        eps = layer.eps if layer.eps is not None else torch.finfo(torch.float32).eps
+        of = {
+            "gain": gain, "offset": np.zeros(size) if bias is None else _real(bias), "epsilon": float(eps),  # type: ignore[arg-type]
+            "center": isinstance(layer, nn.LayerNorm),
+        }  # fmt: skip
+        return self.add(name, "norm", shape, {"in": signal}, of)
+
+    def s4d(self, name: str, layer: S4D, signal: Signal) -> Signal | None:
+        if signal.shape != (layer.features,):
+            self.refuse(name, f"expected an input [{layer.features}], got {list(signal.shape)}")
+            return None
+        with torch.no_grad():
+            decay, b, c = (each.to(torch.complex128).numpy() for each in layer.discrete())
+        of = {"decay": decay, "out": 2 * b * c, "skip": _real(layer.skip)}
+        return self.add(name, "s4d", signal.shape, {"in": signal}, of)
+
+    def ssd(self, name: str, layer: SSDCore, signal: Signal) -> Signal | None:
+        """The core as one stage, its gate as another one behind it."""
+        if signal.shape != (layer.inputs,) or not all(isinstance(t.map, Dense) for t in signal.terms):
+            self.refuse(name, f"wants a Linear to {layer.inputs} features before it, for its several inputs")
+            return None
+        keys = layer.groups * layer.state_size
+        widths = (layer.widths[0], layer.outputs, keys, keys, layer.heads)
+        ends = np.cumsum((0, *widths))
+        gate, values, key, query, forgetting = (
+            Signal(
+                f"{signal.name}.{part}",
+                tuple(replace(term, map=term.map.rows(begin, end)) for term in signal.terms),  # type: ignore[union-attr]
+                signal.bias[begin:end],
+                (int(end - begin),),
             )
-    if gate:
-        refusals.append(f"{gate}: is last, and only an ATMN takes its products; put one behind it")
-    if pending is not None:
-        pairs.append((pending[0], pending[0], pending[1], None))
-    return pairs
-
-
-def _too_long(pairs: list[Pair], steps: int) -> list[str]:
-    """T beyond what a manifest or the weights tau^t of a summed train can hold."""
-    refusals = []
-    if steps > LARGEST_STEPS:
-        refusals.append(f"T = {steps} micro-steps a token; use at most {LARGEST_STEPS}")
-    for name, _, _, neuron in pairs[:-1]:
-        if isinstance(neuron, ATMN) and neuron.tau.item() != 1.0 and steps > LARGEST_DOUBLINGS:
-            refusals.append(
-                f"{name}: {steps} steps with tau = {neuron.tau.item():g} outweigh 24 bits; use at most "
-                f"{LARGEST_DOUBLINGS}"
+            for part, (begin, end) in zip(
+                ("gate", "values", "keys", "queries", "forgetting"), pairwise(ends), strict=True
             )
-    return refusals
+        )
+        with torch.no_grad():
+            of = {
+                "taps": _real(layer.conv_weight), "tap_bias": _real(layer.conv_bias),
+                "decay_bias": _real(layer.decay_bias), "heads": layer.heads, "groups": layer.groups,
+                "scaled": layer.scale_input,
+                "skip": np.zeros(layer.heads) if layer.skip is None else _real(layer.skip),
+                "angles": np.zeros(0) if layer.rope is None else _angles(layer.rope, layer.state_size),
+            }  # fmt: skip
+        ports = {"values": values, "keys": key, "queries": query, "forgetting": forgetting}
+        made = self.add(name, "ssd", (layer.outputs,), ports, of)
+        if layer.gate_bias is None:
+            return made
+        argument = replace(gate, bias=gate.bias + _real(layer.gate_bias))
+        ports = {"argument": argument, "factor": made}
+        of = {"activation": "silu", "level": 0.0}
+        return self.add(f"{name}.gate", "gate", (layer.outputs,), ports, of)
+
+    # ---- stages -----------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        name: str,
+        kind: str,
+        shape: tuple[int, ...],
+        ports: Mapping[str, Signal],
+        of: Mapping[str, Any] | None = None,
+        receiver: Neuron | None = None,
+        **settings: Any,
+    ) -> Signal:
+        """Put a stage behind the others; what it sends is the signal."""
+        every_step = receiver is not None and receiver.integrates == "step"
+        synapses: list[RealSynapse] = []
+        for port, signal in ports.items():
+            for term in signal.terms:
+                label = term.name or f"{name}.{term.source}"
+                taken = {each.name for each in synapses} | {
+                    each.name for stage in self.stages for each in stage.synapses
+                }
+                number = next(n for n in range(1, 10**6) if (label if n == 1 else f"{label}-{n}") not in taken)
+                label = label if number == 1 else f"{label}-{number}"
+                sender = self.neurons.get(term.source)
+                worth, arrival = _worth(sender, every_step, self.steps)
+                own = each_of(shape) if term.map is None else term.map
+                if sender is not None:
+                    size = self.outputs[term.source].shape
+                    folded = own.columns(np.broadcast_to(worth * _wide(sender, sender.threshold, size), (int(np.prod(size)),)), size)  # type: ignore[arg-type]  # noqa: E501
+                    if isinstance(folded, str):
+                        self.refuse(term.source, folded)
+                        folded = own
+                    own = folded
+                synapses.append(RealSynapse(label, term.source, port, arrival, own))
+        bias = {port: signal.bias for port, signal in ports.items()}
+        self.stages.append(RealStage(name, kind, shape, tuple(synapses), bias, of or {}, **settings))
+        return Signal(name, (Merged(name),), np.zeros(int(np.prod(shape))), shape)
 
 
-def _unmappable(neuron: Neuron | None) -> list[str]:
-    if neuron is None:
-        return []
-    if neuron.feature_dim != -1:
-        return [f"feature_dim = {neuron.feature_dim}; this mode maps [L, B, N], with N last"]
-    if isinstance(neuron, ATMN) and type(neuron) in (ATMN, TMN):  # TMN is a setting of the same equation
+# ---- what has an image -------------------------------------------------------------------------------
+
+
+def _unmappable(layer: nn.Module) -> str:
+    """Why a layer has none, by its settings alone; empty where it has one."""
+    if isinstance(layer, Neuron):
+        return _unmappable_neuron(layer)
+    if isinstance(layer, SSD | SSDCore):
+        core = layer.core if isinstance(layer, SSD) else layer
+        if isinstance(layer, SSD):
+            return (
+                "its out_proj takes graded values, and a chip's weights meet spikes; write Linear, SSDCore, "
+                "ATMN and Linear instead"
+            )
+        wrong = [
+            f"{name} = {getattr(core, name)!r}"
+            for name, kept in (("activation", "none"), ("feature_map", "none"), ("normalize", False))
+            if getattr(core, name) != kept
+        ]
+        return f"{', '.join(wrong)}; only products, sums and decays of an SSDCore are mapped" if wrong else ""
+    if isinstance(layer, (*LINEAR_MAPS, S4D, nn.RMSNorm, nn.LayerNorm)) or type(layer) is GatedLinear:
+        return ""
+    return (
+        f"{type(layer).__name__} has no exact integer form; mapped are linear maps, GatedLinear, RMSNorm, "
+        f"LayerNorm, S4D, SSDCore and {', '.join(kind.__name__ for kind in KNOWN)}"
+    )
+
+
+def _unmappable_neuron(neuron: Neuron) -> str:
+    if type(neuron) not in KNOWN:
+        known = ", ".join(kind.__name__ for kind in KNOWN)
+        return f"{type(neuron).__name__} has no exact integer form; mapped are {known}"
+    if isinstance(neuron, ATMN):
         tau = neuron.tau.item()
         if tau not in ATMN_DECAYS:
             known = ", ".join(f"{value:g}" for value in ATMN_DECAYS)
-            return [f"tau = {tau:g}; a chip can shift only for tau = {known}"]
-        return []
-    if isinstance(neuron, LIF) and type(neuron) is LIF:
-        if len(neuron.beta.flatten().unique()) > 1:
-            return ["beta differs between neurons; use one beta a layer"]
-        return []
-    return [f"{type(neuron).__name__} has no integer form in this mode; window mode maps ATMN, TMN and LIF"]
+            return f"tau = {tau:g}; a chip can shift only for tau = {known}"
+        return ""
+    if max(neuron.levels) > LARGEST_LEVEL:
+        return f"spikes up to {max(neuron.levels)}; use max_level of at most {LARGEST_LEVEL}"
+    return ""
 
 
-def _affine(linear: nn.Linear | GatedLinear | None, inputs: int) -> tuple[Reals, Reals]:
-    if linear is None:  # a neuron on the input itself
-        return np.eye(inputs), np.zeros(inputs)
-    if isinstance(linear, GatedLinear):
-        (gate, gate_bias), (up, up_bias) = _affine(linear.gate, inputs), _affine(linear.up, inputs)
-        return np.concatenate([gate, up]), np.concatenate([gate_bias, up_bias])
-    weight = _real(linear.weight)
-    return weight, np.zeros(len(weight)) if linear.bias is None else _real(linear.bias)
+def _lif_numbers(neuron: Neuron, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What the LIF-like kinds differ in; a plain LIF is what is left of all of them."""
+    nothing = np.zeros(int(np.prod(shape)))
+    found: dict[str, Any] = {
+        "beta": _wide(neuron, neuron.beta, shape), "alpha": nothing, "rho": nothing, "adaptation": nothing,  # type: ignore[arg-type]
+        "fire_at": 1.0, "most": 1, "signed": False,
+    }  # fmt: skip
+    if isinstance(neuron, CubaLIF):
+        found["alpha"] = _wide(neuron, neuron.alpha, shape)
+    if isinstance(neuron, ALIF):
+        found |= {name: _wide(neuron, getattr(neuron, name), shape) for name in ("rho", "adaptation")}
+    if isinstance(neuron, IntegerLIF):
+        found |= {"fire_at": neuron.fire_at, "most": neuron.max_level, "signed": neuron.signed}
+    return found
 
 
-def _population(
-    name: str,
-    synapse: str,
-    weight: Reals,
-    bias: Reals,
-    sender: Neuron | None,
-    receiver: Neuron | None,
-    steps: int,
-) -> Population:
-    """Fold what the sender's spikes are worth into the columns, and say how they arrive."""
-    steps_of_receiver = receiver is not None and receiver.integrates == "step"
-    senders = weight.shape[1]
-    arrival: Arrival
+def _worth(sender: Neuron | None, every_step: bool, steps: int) -> tuple[float, Arrival]:
+    """What a spike is worth in units of its threshold, and how a train becomes what the receiver takes."""
     if sender is None:
-        arrival = "held" if steps_of_receiver else "once"
-    else:
-        worth = _wide(sender.threshold, senders)  # type: ignore[arg-type]
-        tau = sender.tau.item() if isinstance(sender, ATMN) else 1.0
-        if steps_of_receiver:
-            # A receiver that takes every step sees the train at unit mean: T times what a sum would.
-            worth = worth * (steps if isinstance(sender, ATMN) else 1)
-            arrival = {0.5: "stream_down", 1.0: "stream", 2.0: "stream_up"}[tau]  # type: ignore[assignment]
-        else:
-            worth = worth / (1 if isinstance(sender, ATMN) else steps)
-            arrival = {0.5: "horner", 1.0: "sum", 2.0: "power"}[tau]  # type: ignore[assignment]
-        weight = weight * worth
-    if receiver is None:
-        return Population(name, synapse, "readout", arrival, weight, bias, np.zeros(0))
-    threshold = _wide(receiver.threshold, len(weight))  # type: ignore[arg-type]
-    if isinstance(receiver, ATMN):
-        return Population(
-            name, synapse, "atmn", arrival, weight, bias, threshold,
-            fire_at=receiver.fire_at, tau=receiver.tau.item(),
-        )  # fmt: skip
-    assert isinstance(receiver, LIF)
-    return Population(
-        name, synapse, "lif", arrival, weight, bias, threshold,
-        beta=receiver.beta.flatten()[0].item(), reset=receiver.reset, carry=receiver.carry,
-    )  # fmt: skip
+        return 1.0, "held" if every_step else "value"
+    tau = sender.tau.item() if isinstance(sender, ATMN) else 1.0
+    if every_step:
+        # A receiver that takes every step sees the train at unit mean: T times what a sum would.
+        worth = float(steps) if isinstance(sender, ATMN) else 1.0
+        return worth, {0.5: "stream_down", 1.0: "stream", 2.0: "stream_up"}[tau]  # type: ignore[return-value]
+    worth = 1.0 if isinstance(sender, ATMN) else 1.0 / steps
+    return worth, {0.5: "horner", 1.0: "sum", 2.0: "power"}[tau]  # type: ignore[return-value]
 
 
-def _behind_gate(name: str, synapse: str, gate: Population, receiver: ATMN) -> Population:
-    neurons = len(gate.bias) // 2
-    return Population(
-        name, synapse, "atmn", "direct", np.zeros((neurons, 0)), np.zeros(neurons),
-        _wide(receiver.threshold, neurons), fire_at=receiver.fire_at, tau=receiver.tau.item(),
-    )  # fmt: skip
+def _angles(base: float, state_size: int) -> Reals:
+    """By how far pairs of keys and queries turn from one token to the next."""
+    half = state_size // 2
+    return base ** (-np.arange(half) / half)
+
+
+def _wide(neuron: Neuron, setting: torch.Tensor, shape: tuple[int, ...]) -> Reals:
+    """A setting, [], [1] or [features], for every neuron of a population, flat."""
+    like = torch.empty(shape, dtype=torch.float64)
+    setting = setting.detach().cpu()
+    own = neuron._along_features(setting if setting.numel() > 1 else setting.reshape(()), like)
+    return own.expand(shape).reshape(-1).numpy().copy()
 
 
 def _real(tensor: torch.Tensor) -> Reals:
     return tensor.detach().cpu().double().numpy()
-
-
-def _wide(tensor: torch.Tensor, size: int) -> Reals:
-    """A setting, [], [1] or [N], as [N]."""
-    return np.broadcast_to(_real(tensor).reshape(-1), (size,)).copy()

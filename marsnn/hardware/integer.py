@@ -1,241 +1,160 @@
 """The bit-exact integer model of an exported network, in numpy alone.
 
-A graph is a chain of stages. A stage is one matrix of synapses and the population that it drives; the last
-one may be a readout, which has no neurons. A gate has two matrices, and multiplies; the ATMN that follows it
-has none. All numbers are integers of the widths below.
+It computes stage by stage, all tokens at once, on the numbers that `marsnn.hardware.stages` describes; what
+has a memory across tokens goes through them one by one. The runtime for Lava steps through time instead, and
+shares no code with it. `>>` rounds toward zero wherever it is written here (`toward_zero`), for negative
+numbers too, and clip() is to 24 bits, counted.
 
-| quantity                      | width     | remark                                                       |
-|-------------------------------|-----------|--------------------------------------------------------------|
-| weight                        | 8 bit     | -127 to 127                                                  |
-| graded input                  | 8 bit     | -127 to 127                                                  |
-| accumulator, membrane         | 24 bit    | saturate at +-(2^23 - 1); every saturation is counted        |
-| leak                          | 14 bit    | multiply by `decay`, shift right by 12, toward zero          |
-| a gate's multiplier, share    | 24, 16 bit| not negative; the share is a fraction of 2^15                |
-| graded product                | 24 bit    | saturates as an accumulator does                             |
+    atmn    h[0] = in,  h[t] = leak(u[t-1]);  s = sign where |h| >= fire;  u[t] = h[t] - s amplitude
+    count   in one number what atmn says in T steps: sign(in) * sum of `worth` of the levels that |in| reaches
+    lif     i = leak(i, current_decay) + in[t];  h = leak(v) + i;  A = fire + adapted
+            s = levels of amplitude that h reaches from A on, at most `most` (of -h, too, where signed)
+            v = h - s amplitude, or 0 where it fired;  adapted = leak(adapted) + |s| adaptation
+    sum     y = in
+    gate    place = argument * multiplier >> argument_shift
+            y = argument * table[place] * factor >> product_shift;  0 where |y| < level
+    norm    y = sign * (in << 22) / isqrt(mean(in^2) + epsilon << 16) + offset, less its mean where centered
 
-    sum stages (ATMN, readout, gate)         step stages (LIF)
-      once    acc = a                          held         c[t] = a
-      sum     acc = acc + a[t]                 stream       c[t] = a[t]
-      horner  acc = 2 acc + a[t]               stream_down  c[t] = a[t] << (T - 1 - t)
-      power   acc = acc + (a[t] << t)          stream_up    c[t] = a[t] << t
-      direct  acc = product << shift
-
-    a[t] = (weight @ spikes[t]) << shift
-
-"once" and "held" receive the graded input, "direct" the products of a gate, the others a train of T steps.
-Which one a stage has follows from its sender: the weight tau^t of a spike at step t is carried by doubling
-the accumulator between steps (tau = 1/2), by nothing (tau = 1, LIF) or by the step's own power of two
-(tau = 2).
-
-A gate computes g f(g) u of the two sums g and u of each of its N neurons once a token, for an activation
-g f(g) with f from 0 to 1 (SiLU: f is the logistic function). `table` holds f times 2^15; `>>` rounds toward
-zero here (`toward_zero`), for negative numbers too:
-
-    g, u  = clip(acc + bias)                   24 bit; rows 0 .. N-1 of weight and bias are g's, N .. 2N-1 u's
-    place = (g * multiplier) >> argument_shift           a neuron's own g to the table's steps, 47 bit
-    place = middle + clip(place, -middle, middle)        middle = (entries - 1) / 2
-    y     = clip((g * table[place] * u) >> product_shift)          exact in 64 bit, then 24 bit
-    y     = 0 where |y| < level
-
-f alone is tabulated, so a small g keeps its precision: only the share of it that passes is rounded. Beyond
-the table stand its ends, 0 and 2^15, so that a g far below zero gives 0, and one far above it g itself.
-
-This file computes stage by stage, all tokens at once. The runtime for Lava steps through time instead, and
-shares no code with it; `docs/lava.md` has the schedule.
+A gate's table holds, times 2^15, the share f of an activation x f(x): f alone is tabulated, so a small
+argument keeps its precision. Beyond the table stand its ends, 0 and 2^15. State space layers are in
+`marsnn.hardware.mixers`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from marsnn.errors import InputError
+from marsnn.hardware import mixers
+from marsnn.hardware.arithmetic import (
+    fires,
+    leak,
+    look_up,
+    passes,
+    ratio,
+    root,
+    saturate,
+    toward_zero,
+)
+from marsnn.hardware.stages import (
+    INPUT,
+    NORM_BITS,
+    OF_VALUES,
+    Convolution,
+    IntegerGraph,
+    IntegerRun,
+    Ints,
+    Stage,
+    Synapse,
+)
 
-Ints = NDArray[np.int64]
-
-WEIGHT_MAX = 127
-INPUT_MAX = 127
-STATE_MAX = 2**23 - 1
-LARGEST_STEPS = 1000  # T
-DECAY_BITS = 12
-UNITY = 1 << DECAY_BITS
-SHARE_BITS = 15
-SHARE_MAX = 1 << SHARE_BITS
-MULTIPLIER_MAX = 2**24 - 1
-LARGEST_SHIFT = 62
-LARGEST_TABLE = 4095  # entries
-
-Kind = Literal["atmn", "lif", "readout", "gate"]
-Arrival = Literal["once", "sum", "horner", "power", "direct", "held", "stream", "stream_down", "stream_up"]
-SUM_ARRIVALS = ("once", "sum", "horner", "power", "direct")
-STEP_ARRIVALS = ("held", "stream", "stream_down", "stream_up")
-ATMN_DECAYS = {0.5: 2 * UNITY, 1.0: UNITY, 2.0: UNITY // 2}
-"""tau -> what the membrane is multiplied by, over 4096."""
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What a gate does with its two sums; the module's docstring has the arithmetic."""
-
-    multiplier: Ints  # [N], 0 to 2^24 - 1
-    argument_shift: Ints  # [N], 0 to 62
-    product_shift: Ints  # [N], 0 to 62
-    level: Ints  # [N], smaller products become 0
-    table: Ints  # [entries], an odd number of them, 0 to 2^15
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One matrix of synapses and what it drives."""
-
-    name: str  # of the neurons, or of the readout's linear layer
-    synapse: str  # of the linear layer
-    kind: Kind
-    arrival: Arrival
-    weight: Ints  # [N, M]; [2N, M] for a gate, [N, 0] behind one
-    bias: Ints  # [N] or [2N], once a token (sum stages) or at every step (step stages)
-    fire: Ints  # [N], fires at >= fire; empty for a readout and a gate
-    amplitude: Ints  # [N], what a spike takes from the membrane; empty for a readout and a gate
-    shift: int = 0
-    decay: int = UNITY
-    reset: Literal["subtract", "zero"] = "subtract"
-    carry: Literal["token", "sequence"] = "token"
-    gate: Gate | None = None
-
-    @property
-    def neurons(self) -> int:
-        """N."""
-        return len(self.weight) // 2 if self.kind == "gate" else len(self.weight)
-
-    @property
-    def inputs(self) -> int:
-        """How many values arrive at a step: M, or N behind a gate."""
-        return self.neurons if self.arrival == "direct" else self.weight.shape[1]
-
-
-@dataclass(frozen=True)
-class IntegerGraph:
-    """A chain of stages with one clock."""
-
-    steps: int  # T
-    stages: tuple[Stage, ...]
-    tokens_per_sample: int = 1  # states with carry="sequence" are cleared every so many tokens
-
-
-@dataclass
-class IntegerRun:
-    """What an integer run did: W tokens in order."""
-
-    spikes: dict[str, NDArray[np.int8]] = field(default_factory=dict)  # [W, T, N]
-    products: dict[str, NDArray[np.int32]] = field(default_factory=dict)  # [W, N]
-    outputs: dict[str, NDArray[np.int32]] = field(default_factory=dict)  # [W, C]
-    saturations: dict[str, int] = field(default_factory=dict)
+Arrivals = dict[str, tuple[Ints, int]]
+"""Port -> what arrived, bias included: sums [W, N], or currents [W, T, N]; and its saturations."""
 
 
 def run(graph: IntegerGraph, inputs: NDArray[np.integer]) -> IntegerRun:
     """Run W tokens of graded input [W, D] through the graph.
 
-    Tokens are independent but for states with carry="sequence", which are cleared every
-    `graph.tokens_per_sample` tokens; W is a multiple of it.
+    Tokens are independent but for what is remembered (carry="sequence", state space layers), which is
+    cleared every `graph.tokens_per_sample` tokens; W is a multiple of it.
     """
     if len(inputs) % graph.tokens_per_sample:
         raise InputError(f"{len(inputs)} tokens don't divide into samples of {graph.tokens_per_sample}")
     result = IntegerRun()
-    signal: Ints = np.asarray(inputs, dtype=np.int64)[:, None, :]  # [W, 1 or T, M]
+    sent: dict[str, Ints] = {INPUT: np.asarray(inputs, dtype=np.int64).reshape(len(inputs), -1)}
     for stage in graph.stages:
-        signal, result.saturations[stage.name] = run_stage(graph, stage, signal)
-        if stage.kind == "readout":
-            result.outputs[stage.name] = signal.astype(np.int32)
-        elif stage.kind == "gate":
-            result.products[stage.name] = signal[:, 0].astype(np.int32)
+        output, result.saturations[stage.name] = run_stage(graph, stage, sent)
+        sent[stage.name] = output
+        if stage.sends == "train":
+            result.spikes[stage.name] = output.astype(np.int8)
         else:
-            result.spikes[stage.name] = signal.astype(np.int8)
+            result.values[stage.name] = output.astype(np.int32)
     return result
 
 
-def run_stage(graph: IntegerGraph, stage: Stage, signal: Ints) -> tuple[Ints, int]:
-    """One stage on a signal [W, T or 1, M], and its saturations.
+def run_stage(graph: IntegerGraph, stage: Stage, sent: Mapping[str, Ints]) -> tuple[Ints, int]:
+    """One stage on what its senders sent, trains [W, T, M] or values [W, M], and its saturations.
 
     Returns:
-        spikes [W, T, N], the sums [W, N] of a readout, or the products [W, 1, N] of a gate.
+        a train [W, T, N], or values [W, N].
     """
-    arrivals = arrive(stage, signal)
-    if stage.kind == "readout":
-        acc, clipped = accumulate(stage, arrivals)
-        sums, more = saturate(acc + stage.bias)
-        return sums, clipped + more
-    if stage.kind == "gate":
-        products, clipped = multiply(stage, arrivals)
-        return products[:, None], clipped
-    if stage.kind == "atmn":
-        return atmn(stage, arrivals, graph.steps)
-    return lif(stage, arrivals, graph.steps, graph.tokens_per_sample)
+    arrived = {port: arrive(graph, stage, port, sent) for port in stage.bias}
+    total = sum(clipped for _, clipped in arrived.values())
+    output, clipped = POPULATIONS[stage.kind](graph, stage, {port: each for port, (each, _) in arrived.items()})
+    return output, total + clipped
 
 
-# ---- arithmetic: each of these is a place where a wrong chip would differ ----------------------------
+# ---- synapses ----------------------------------------------------------------------------------------
 
 
-def arrive(stage: Stage, signal: Ints) -> Ints:
-    """Synaptic sums [W, T or 1, N] of a signal [W, T or 1, M]; exact, as float64 holds integers to 2^53."""
-    if stage.arrival == "direct":
-        return signal << stage.shift
-    sums = signal.astype(np.float64) @ stage.weight.astype(np.float64).T
-    return sums.astype(np.int64) << stage.shift
+def arrive(graph: IntegerGraph, stage: Stage, port: str, sent: Mapping[str, Ints]) -> tuple[Ints, int]:
+    """What a port takes: a token's sum [W, N] with its bias, or the current of each step [W, T, N].
+
+    Each synapse's own accumulator saturates, and so does their sum.
+    """
+    total, clipped = np.zeros_like(stage.bias[port]), 0
+    for synapse in stage.synapses:
+        if synapse.port != port:
+            continue
+        arrivals = reach(synapse, sent[synapse.source])
+        if stage.takes == "token":
+            arrivals, more = accumulate(synapse.arrival, arrivals)
+            clipped += more
+        else:
+            arrivals = currents(synapse.arrival, arrivals, graph.steps)
+        total = total + arrivals
+    if stage.takes == "token":
+        total, more = saturate(total + stage.bias[port])
+        return total, clipped + more
+    return total + stage.bias[port], clipped
 
 
-def saturate(x: Ints) -> tuple[Ints, int]:
-    """Clip to the 24-bit state and say how many values were clipped."""
-    clipped = np.clip(x, -STATE_MAX, STATE_MAX)
-    return clipped, int(np.count_nonzero(clipped != x))
+def reach(synapse: Synapse, signal: Ints) -> Ints:
+    """Synaptic sums [W, (T,) N] of a signal [W, (T,) M]; exact, as float64 holds integers to 2^53."""
+    if synapse.form == "each":
+        assert synapse.right is not None
+        return toward_zero(signal * synapse.weight, synapse.right)
+    if synapse.form == "conv":
+        assert synapse.conv is not None
+        return convolve(signal, synapse.weight, synapse.conv) << synapse.shift
+    sums = signal.astype(np.float64) @ synapse.weight.astype(np.float64).T
+    return sums.astype(np.int64) << synapse.shift
 
 
-def leak(state: Ints, decay: int) -> Ints:
-    """Multiply by decay / 4096, rounding toward zero."""
-    return np.sign(state) * ((np.abs(state) * decay) >> DECAY_BITS)
+def convolve(signal: Ints, kernel: Ints, conv: Convolution) -> Ints:
+    """A kernel [C, C_in / groups, *K] over images that lie flat, [*, M], to [*, N]."""
+    leading, rank = signal.shape[:-1], len(conv.stride)
+    image = signal.reshape(-1, *conv.source).astype(np.float64)
+    image = np.pad(image, [(0, 0), (0, 0), *((each, each) for each in conv.padding)])
+    reach_of = [d * (k - 1) + 1 for d, k in zip(conv.dilation, kernel.shape[2:], strict=True)]
+    windows = sliding_window_view(image, reach_of, axis=tuple(range(2, 2 + rank)))
+    steps = (slice(None), slice(None), *(slice(None, None, s) for s in conv.stride))
+    taps = tuple(slice(None, None, d) for d in conv.dilation)
+    windows = windows[steps + taps]  # [*, C_in, *image, *K]
+    grouped = windows.reshape(len(windows), conv.groups, -1, *windows.shape[2:])
+    kernels = kernel.astype(np.float64).reshape(conv.groups, -1, *kernel.shape[1:])
+    parts = []
+    for group in range(conv.groups):
+        own = [1, *range(2 + rank, 2 + 2 * rank)]
+        parts.append(np.tensordot(grouped[:, group], kernels[group], (own, [1, *range(2, 2 + rank)])))
+    sums = np.concatenate(parts, axis=-1)  # [*, *image, C]
+    return np.moveaxis(sums, -1, 1).astype(np.int64).reshape(*leading, -1)
 
 
-def toward_zero(x: Ints, shift: Ints) -> Ints:
-    """Shift right, rounding toward zero."""
-    return np.sign(x) * (np.abs(x) >> shift)
-
-
-def look_up(table: Ints, place: Ints) -> Ints:
-    """The entry `place` steps from the middle one, the ends standing for what lies beyond."""
-    middle = len(table) // 2
-    return table[middle + np.clip(place, -middle, middle)]
-
-
-def halves(sums: Ints) -> tuple[Ints, Ints]:
-    """The sums [W, 2N] of a gate as those of the activation's argument and of the other factor, [W, N]."""
-    neurons = sums.shape[1] // 2
-    return sums[:, :neurons], sums[:, neurons:]
-
-
-def passes(y: Ints, level: Ints) -> NDArray[np.bool_]:
-    """At or above the level, in magnitude."""
-    return np.abs(y) >= level
-
-
-def fires(h: Ints, fire: Ints) -> NDArray[np.bool_]:
-    """At or above the threshold."""
-    return h >= fire
-
-
-# ---- populations -------------------------------------------------------------------------------------
-
-
-def accumulate(stage: Stage, arrivals: Ints) -> tuple[Ints, int]:
-    """The token's sum [W, N] of arrivals [W, T or 1, N], without the bias."""
-    acc = np.zeros_like(arrivals[:, 0])
-    total = 0
+def accumulate(arrival: str, arrivals: Ints) -> tuple[Ints, int]:
+    """A token's sum [W, N] of arrivals, a value's [W, N] or a train's [W, T, N]."""
+    if arrival == "value":
+        return saturate(arrivals)
+    acc, total = np.zeros_like(arrivals[:, 0]), 0
     for t in range(arrivals.shape[1]):
         a = arrivals[:, t]
-        if stage.arrival == "horner":
+        if arrival == "horner":
             acc = 2 * acc + a
-        elif stage.arrival == "power":
+        elif arrival == "power":
             acc = acc + (a << t)
         else:
             acc = acc + a
@@ -244,56 +163,103 @@ def accumulate(stage: Stage, arrivals: Ints) -> tuple[Ints, int]:
     return acc, total
 
 
-def multiply(stage: Stage, arrivals: Ints) -> tuple[Ints, int]:
-    """The products [W, N] of a gate: its activation of one sum times the other sum."""
-    gate = stage.gate
-    assert gate is not None
-    acc, total = accumulate(stage, arrivals)
-    sums, clipped = saturate(acc + stage.bias)
-    g, u = halves(sums)
-    share = look_up(gate.table, toward_zero(g * gate.multiplier, gate.argument_shift))
-    y, more = saturate(toward_zero(g * share * u, gate.product_shift))
-    return np.where(passes(y, gate.level), y, 0), total + clipped + more
+def currents(arrival: str, arrivals: Ints, steps: int) -> Ints:
+    """The current of each step [W, T, N]."""
+    if arrival in OF_VALUES:
+        arrivals = np.broadcast_to(arrivals[:, None], (len(arrivals), steps, arrivals.shape[-1]))
+    if arrival == "stream_down":
+        return arrivals << (steps - 1 - np.arange(steps))[:, None]
+    if arrival == "stream_up":
+        return arrivals << np.arange(steps)[:, None]
+    return arrivals
 
 
-def atmn(stage: Stage, arrivals: Ints, steps: int) -> tuple[Ints, int]:
-    """Spikes [W, T, N] in {-1, 0, 1}.
+# ---- populations -------------------------------------------------------------------------------------
 
-    h[0] = acc + bias,  h[t] = leak(u[t-1]);  s[t] = sign where |h[t]| >= fire;  u[t] = h[t] - s[t] amplitude
-    """
-    acc, total = accumulate(stage, arrivals)
-    h = acc + stage.bias
-    spikes = np.zeros((len(acc), steps, acc.shape[1]), dtype=np.int64)
-    for t in range(steps):
-        h, clipped = saturate(h)
-        total += clipped
-        s = fires(h, stage.fire).astype(np.int64) - fires(-h, stage.fire)
+
+def atmn(graph: IntegerGraph, stage: Stage, arrived: Mapping[str, Ints]) -> tuple[Ints, int]:
+    """Spikes [W, T, N] in {-1, 0, 1} of sums [W, N]."""
+    h, total = arrived["in"], 0
+    spikes = np.zeros((len(h), graph.steps, h.shape[1]), dtype=np.int64)
+    for t in range(graph.steps):
+        if t:
+            h, clipped = saturate(h)
+            total += clipped
+        s = fires(h, stage.arrays["fire"]).astype(np.int64) - fires(-h, stage.arrays["fire"])
         spikes[:, t] = s
-        h = leak(h - s * stage.amplitude, stage.decay)
+        h = leak(h - s * stage.arrays["amplitude"], stage.arrays["decay"])
     return spikes, total
 
 
-def lif(stage: Stage, arrivals: Ints, steps: int, tokens_per_sample: int) -> tuple[Ints, int]:
-    """Spikes [W, T, N] in {0, 1}.
+def count(graph: IntegerGraph, stage: Stage, arrived: Mapping[str, Ints]) -> tuple[Ints, int]:
+    """What the levels [N, K] that sums reach are worth together, with the sum's sign, [W, N]."""
+    h, k = arrived["in"], np.zeros_like(arrived["in"])
+    for level, worth in zip(stage.arrays["levels"].T, stage.arrays["worth"], strict=True):
+        k += worth * (fires(h, level).astype(np.int64) - fires(-h, level))
+    return k, 0
 
-    h = leak(v) + c[t] + bias;  s = 1 where h >= fire;  v = h - s amplitude, or 0 where s = 1 ("zero")
-    """
-    tokens, _, neurons = arrivals.shape
-    currents = np.broadcast_to(arrivals, (tokens, steps, neurons))
-    if stage.arrival == "stream_down":
-        currents = currents << (steps - 1 - np.arange(steps))[:, None]
-    elif stage.arrival == "stream_up":
-        currents = currents << np.arange(steps)[:, None]
+
+def lif(graph: IntegerGraph, stage: Stage, arrived: Mapping[str, Ints]) -> tuple[Ints, int]:
+    """Spikes [W, T, N] of currents [W, T, N]: LIF, CubaLIF, ALIF, IntegerLIF, TernaryLIF, by their numbers."""
+    of, signed = stage.arrays, stage.number("signed")
+    driven = arrived["in"]
+    tokens, steps, neurons = driven.shape
     # Runs of tokens that share a state: one token each, or the tokens of a sample one after the other.
-    length = tokens_per_sample if stage.carry == "sequence" else 1
-    trains = currents.reshape(tokens // length, length * steps, neurons)
-    v = np.zeros_like(trains[:, 0])
+    length = graph.tokens_per_sample if stage.carry == "sequence" else 1
+    trains = driven.reshape(tokens // length, length * steps, neurons)
+    v = i = adapted = np.zeros_like(trains[:, 0])
     spikes = np.zeros_like(trains)
     total = 0
     for t in range(length * steps):
-        h, clipped = saturate(leak(v, stage.decay) + trains[:, t] + stage.bias)
-        total += clipped
-        s = fires(h, stage.fire).astype(np.int64)
+        i, clipped = saturate(leak(i, of["current_decay"]) + trains[:, t])
+        h, more = saturate(leak(v, of["decay"]) + i)
+        total += clipped + more
+        s = levels_reached(stage, h, adapted)
+        if signed:
+            s = s - levels_reached(stage, -h, adapted)
         spikes[:, t] = s
-        v = h - s * stage.amplitude if stage.reset == "subtract" else h * (1 - s)
+        v = h - s * of["amplitude"] if stage.reset == "subtract" else np.where(s == 0, h, 0)
+        adapted, clipped = saturate(leak(adapted, of["adaptation_decay"]) + np.abs(s) * of["adaptation"])
+        total += clipped
     return spikes.reshape(tokens, steps, neurons), total
+
+
+def levels_reached(stage: Stage, h: Ints, adapted: Ints) -> Ints:
+    """How many levels h reaches: the first at fire + adapted, each further one an amplitude higher."""
+    reached = np.zeros_like(h)
+    for k in range(stage.number("most")):
+        reached += fires(h, stage.arrays["fire"] + adapted + k * stage.arrays["amplitude"])
+    return reached
+
+
+def gate(graph: IntegerGraph, stage: Stage, arrived: Mapping[str, Ints]) -> tuple[Ints, int]:
+    """An activation of one sum times the other, [W, N]."""
+    of, argument = stage.arrays, arrived["argument"]
+    share = look_up(of["table"], toward_zero(argument * of["multiplier"], of["argument_shift"]))
+    y, clipped = saturate(toward_zero(argument * share * arrived["factor"], of["product_shift"]))
+    return np.where(passes(y, of["level"]), y, 0), clipped
+
+
+def norm(graph: IntegerGraph, stage: Stage, arrived: Mapping[str, Ints]) -> tuple[Ints, int]:
+    """Sums [W, N] over the root of their mean square, in 2^-14; LayerNorm's where centered."""
+    of, x = stage.arrays, arrived["in"]
+    clipped = 0
+    if stage.number("center"):
+        x, clipped = saturate(x - ratio(x.sum(-1, keepdims=True), x.shape[-1]))
+    mean = -(-(x * x).sum(-1, keepdims=True) // x.shape[-1])  # rounded up: no x is beyond sqrt(N mean)
+    size = np.maximum(root((mean + of["epsilon"]) << 16), 1)
+    y, more = saturate(of["sign"] * ratio(x << (NORM_BITS + 8), size) + of["offset"])
+    return y, clipped + more
+
+
+POPULATIONS: dict[str, Callable[[IntegerGraph, Stage, Mapping[str, Ints]], tuple[Ints, int]]] = {
+    "atmn": atmn,
+    "count": count,
+    "lif": lif,
+    "sum": lambda graph, stage, arrived: (arrived["in"], 0),
+    "gate": gate,
+    "norm": norm,
+    "s4d": mixers.s4d,
+    "ssd": mixers.ssd,
+}
+"""Kind -> what it does with what arrived: values [W, N] or a train [W, T, N], and its saturations."""

@@ -74,9 +74,9 @@ class Verification:
     """The result of comparing a bundle's golden run with a simulator's, slot by slot.
 
     Attributes:
-        mismatches: slots, products and output sums that differ, and counts of saturation that differ.
+        mismatches: slots, values and output sums that differ, and counts of saturation that differ.
         slots: spike slots compared: tokens x T x neurons, summed over the layers.
-        products: graded products of gates compared.
+        values: graded values between stages compared: sums, products, quotients, states' outputs.
         sums: output sums compared.
         positive, negative: golden spikes of each sign.
         first: where the first mismatch is, or None.
@@ -92,7 +92,7 @@ class Verification:
     first: str | None
     simulator: Literal["lava", "integer"]
     seconds: float
-    products: int = 0
+    values: int = 0
 
     @property
     def ok(self) -> bool:
@@ -109,10 +109,10 @@ class Verification:
             "lava": "Lava's simulator",
             "integer": "the integer model against itself; Lava was not asked",
         }[self.simulator]
-        products = f", {self.products} products" if self.products else ""
+        values = f", {self.values} graded values" if self.values else ""
         line = (
             f"{self.mismatches} mismatches of {self.slots} spike slots ({self.positive} spikes +1, "
-            f"{self.negative} spikes -1){products} and {self.sums} output sums; {label}, "
+            f"{self.negative} spikes -1){values} and {self.sums} output sums; {label}, "
             f"{self.seconds:.1f} s"
         )
         return line if self.first is None else f"{line}\nfirst mismatch: {self.first}"
@@ -138,7 +138,7 @@ def verify(path: PathLike, simulator: Literal["lava", "integer"] = "lava") -> Ve
         sent, saturations = run_in_lava(bundle)
     else:
         result = integer.run(bundle.graph, bundle.inputs)
-        sent, saturations = {**result.spikes, **result.products, **result.outputs}, result.saturations
+        sent, saturations = {**result.spikes, **result.values}, result.saturations
     seconds = time.perf_counter() - started
     return compare(bundle, sent, saturations, simulator, seconds)
 
@@ -173,8 +173,7 @@ def compare(
     """Compare a run, stage by stage, with the bundle's golden one."""
     run = bundle.golden
     # in the order of the stages, so that the first mismatch is the one nearest to the input
-    golden: dict[str, NDArray[Any]] = {**run.spikes, **run.products, **run.outputs}
-    golden = {stage.name: golden[stage.name] for stage in bundle.graph.stages}
+    golden: dict[str, NDArray[Any]] = {stage.name: run.of(stage.name) for stage in bundle.graph.stages}
     mismatches, first = 0, None
     for name, expected in golden.items():
         differs = sent[name] != expected
@@ -187,16 +186,18 @@ def compare(
             mismatches += 1
             first = first or f"{name}: {saturations[name]} saturations, golden {expected_count}"
     spikes = run.spikes.values()
+    sizes = {name: array.size for name, array in run.values.items()}
+    sums = sizes.pop(bundle.graph.last.name, 0)
     return Verification(
         mismatches=mismatches,
         slots=sum(array.size for array in spikes),
-        sums=sum(array.size for array in run.outputs.values()),
+        sums=sums,
         positive=sum(int(np.count_nonzero(array > 0)) for array in spikes),
         negative=sum(int(np.count_nonzero(array < 0)) for array in spikes),
         first=first,
         simulator=simulator,
         seconds=seconds,
-        products=sum(array.size for array in run.products.values()),
+        values=sum(sizes.values()),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from marsnn.errors import FileError
 from marsnn.files import PathLike, read_toml
-from marsnn.hardware.integer import IntegerGraph
+from marsnn.hardware.stages import IntegerGraph
 
 PROFILES = Path(__file__).parent / "profiles"
 LIMITS = (

@@ -1,16 +1,17 @@
-"""From real stages to integer ones: 8-bit weights with a scale per output channel, 24-bit states.
+"""From real stages to integer ones: weights of 4 to 8 bits with a scale per output channel, 24-bit states.
 
 Every output channel j has its own unit: one integer step of its accumulator is worth `unit[j]`. The unit
 cancels, because threshold, bias and weights of a channel are all counted in it; what is left of it is
 rounding. The certificate shows by worst-case arithmetic that no accumulator can overflow.
 
-The units of a gate's two sums meet in its product, whose unit is theirs times a power of two: the least one
-with which the worst case, and the levels of the neurons that follow, fit in 24 bits.
+Stages are chosen in order, each on what the integer stages before it made of the sample: so the scales inside
+a state space layer, whose worst case says nothing, are those of what really arrives, with room for
+`HEADROOM` times as much before anything is clipped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,29 +19,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marsnn.errors import ExportError, InputError
-from marsnn.hardware.certificate import ARRIVING, bounds, certify, excess
-from marsnn.hardware.graph import Graph, Population, Reals
-from marsnn.hardware.integer import (
+from marsnn.hardware.certificate import ARRIVING, bounds, certify, excess, largest_inputs
+from marsnn.hardware.graph import Graph, RealStage, RealSynapse
+from marsnn.hardware.integer import arrive, run_stage
+from marsnn.hardware.linear_maps import Dense, Each, Kernel, Reals
+from marsnn.hardware.stages import (
     ATMN_DECAYS,
+    FACTOR_MAX,
+    INPUT,
     INPUT_MAX,
+    KINDS,
     LARGEST_SHIFT,
     LARGEST_TABLE,
     MULTIPLIER_MAX,
+    NARROW_MAX,
+    NORM_BITS,
     SHARE_MAX,
     STATE_MAX,
+    TURN_MAX,
     UNITY,
-    WEIGHT_MAX,
-    Gate,
+    WIDE_INPUT_MAX,
     IntegerGraph,
+    IntegerRun,
     Ints,
     Stage,
+    Synapse,
 )
 
-LEAST_LARGEST = 16
-"""A channel whose largest weight has a smaller code keeps fewer than 5 bits with its sign: too coarse."""
+COARSE = 3
+"""Bits that a channel's largest weight may lose to its worst case before it is too coarse: of 8, 5 are left."""
 
 MAX_SHIFT = 8
 """Extra low bits for the membrane: the leak of tau = 2 and of LIF rounds in them instead of in the code."""
+
+HEADROOM = 4.0
+"""How much more than the sample's largest fits inside a state space layer before it is clipped."""
 
 TABLE_STEP = 1 / 128
 """Of the argument: with `LARGEST_TABLE` entries the table spans -16 to 16, at whose ends SiLU's share is 0
@@ -52,55 +65,506 @@ SHARES: dict[str, Callable[[Reals], Reals]] = {"silu": lambda x: 1 / (1 + np.exp
 
 @dataclass(frozen=True)
 class Quantized:
-    """An integer graph and what its numbers are worth."""
+    """An integer graph, what its numbers are worth, and what it did on the sample."""
 
     graph: IntegerGraph
     input_scale: float | Reals  # real value of an input of 1; [D] where each feature has its own
     units: dict[str, Reals]  # stage -> [N], real value of a state of 1
     certificate: dict[str, Any]
+    inputs: Ints  # [W, D]
+    run: IntegerRun
 
 
-def quantize(graph: Graph, sample: Reals, tokens_per_sample: int) -> Quantized:
+def quantize(graph: Graph, sample: Reals, tokens_per_sample: int, bits: int = 8) -> Quantized:
     """Choose integers for a graph whose inputs look like `sample` [W, D].
 
-    Where neurons stand on the input itself each feature has a scale of its own, which is free there.
+    Where no matrix of weights takes the input, each feature has a scale of its own, and 16 bits.
+
+    Args:
+        bits: of a weight with its sign, 4 to 8.
 
     Raises:
         ExportError: a stage whose worst case needs more than 24 bits, with what would make it fit.
     """
-    scale: float | Reals = input_scale(sample)
-    if np.array_equal(graph.populations[0].weight, np.eye(graph.inputs)):
-        scale = feature_scales(sample)
-    stages: list[Stage] = []
-    units: dict[str, Reals] = {}
-    refusals = []
-    for index, population in enumerate(graph.populations):
-        if population.arrival == "direct":
-            unit = units[stages[-1].name]
-            stage, coarse = _behind_gate(population, unit), 0
-        else:
-            weight = population.weight * (scale if index == 0 else 1.0)
-            stage, unit, coarse = _stage(population, weight, graph.steps, tokens_per_sample)
-        if population.kind == "gate":
-            stage, unit = _gate(population, graph.populations[index + 1], stage, unit, graph.steps)
-        stages.append(stage)
-        units[population.name] = unit
-        if coarse:
-            knobs = "tokens a sample, or a smaller beta" if population.kind == "lif" else "steps"
-            refusals.append(
-                f"{population.name}: the worst case of {coarse} of its channels fits 24 bits only with "
-                f"weights of fewer than 5 bits; use fewer inputs or {knobs}"
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 4 <= bits <= 8:
+        raise InputError(f"weights take 4 to 8 bits, got {bits!r}")
+    return _Chooser(graph, sample, tokens_per_sample, bits).chosen()
+
+
+class _Chooser:
+    """Integers for one stage after the other."""
+
+    def __init__(self, graph: Graph, sample: Reals, tokens_per_sample: int, bits: int) -> None:
+        self.real, self.bits = graph, bits
+        self.weight_max = 2 ** (bits - 1) - 1
+        free = all(
+            isinstance(synapse.map, Each) and synapse.arrival == "value"
+            for stage in graph.stages
+            for synapse in stage.synapses
+            if synapse.source == INPUT
+        )
+        most = WIDE_INPUT_MAX if free else INPUT_MAX
+        self.scale: float | Reals = feature_scales(sample, most) if free else input_scale(sample, most)
+        self.graph = IntegerGraph(graph.steps, graph.inputs, (), tokens_per_sample, most)
+        self.inputs = quantize_inputs(sample, self.scale, most)
+        size = int(np.prod(graph.inputs))
+        self.units: dict[str, Reals] = {INPUT: np.broadcast_to(np.asarray(self.scale), (size,)).copy()}
+        self.sent: dict[str, Ints] = {INPUT: self.inputs}
+        self.largest: dict[str, Ints] = {INPUT: largest_inputs(self.graph)}
+        self.refusals: list[str] = []
+
+    def chosen(self) -> Quantized:
+        run = IntegerRun()
+        for real in self.real.stages:
+            stage, unit = self.stage(real)
+            self.graph = replace(self.graph, stages=(*self.graph.stages, stage))
+            self.units[real.name] = unit
+            self.largest[real.name] = bounds(self.graph, stage, self.largest).sent
+            output, run.saturations[real.name] = run_stage(self.graph, stage, self.sent)
+            self.sent[real.name] = output
+            if stage.sends == "train":
+                run.spikes[real.name] = output.astype(np.int8)
+            else:
+                run.values[real.name] = output.astype(np.int32)
+        if self.refusals:
+            raise ExportError(self.refusals)
+        certificate = certify(self.graph)
+        unsafe = [row["name"] for row in certificate["stages"] if not row["safe"]]
+        if unsafe:
+            raise ExportError(
+                [
+                    f"{name}: its worst case needs more than 24 bits; use fewer inputs, steps, or tokens a "
+                    "sample"
+                    for name in unsafe
+                ]
             )
-    if refusals:
-        raise ExportError(refusals)
-    integers = IntegerGraph(graph.steps, tuple(stages), tokens_per_sample)
-    certificate = certify(integers)
-    assert certificate["safe"], "the stages were chosen to be safe"
-    return Quantized(integers, scale, units, certificate)
+        units = {name: unit for name, unit in self.units.items() if name != INPUT}
+        return Quantized(self.graph, self.scale, units, certificate, self.inputs, run)
+
+    # ---- a stage ----------------------------------------------------------------------------------------
+
+    def stage(self, real: RealStage) -> tuple[Stage, Reals]:
+        """The stage in integers, and the unit [N] of what it sends."""
+        if real.kind in ("gate", "ssd", "s4d"):
+            return {"gate": self.gate, "ssd": self.ssd, "s4d": self.s4d}[real.kind](real)
+        fit = self.fitted(real, "in", MAX_SHIFT)
+        if fit.coarse:
+            knobs = "steps" if KINDS[real.kind].takes == "token" else "tokens a sample, or a smaller beta"
+            self.refusals.append(
+                f"{real.name}: the worst case of {fit.coarse} of its channels fits 24 bits only with weights of "
+                f"fewer than {self.bits - COARSE} bits; use fewer inputs or {knobs}"
+            )
+        stage = self.with_scale(real, "in", fit.scale, fit.shift)
+        if real.kind != "norm":
+            return stage, fit.unit
+        gain, offset = np.abs(real.of["gain"]), real.of["offset"]
+        unit = np.where(gain > 0, gain, np.maximum(np.abs(offset), 1e-30)) / 2**NORM_BITS
+        return stage, unit
+
+    def port(self, real: RealStage, port: str, low_bits: int) -> tuple[Stage, Reals]:
+        """What arrives at one port of several, as a sum of its own; and its unit."""
+        synapses = tuple(synapse for synapse in real.synapses if synapse.port == port)
+        size = len(real.bias[port])
+        alone = RealStage(real.name, "sum", (size,), synapses, {port: real.bias[port]})
+        fit = self.fitted(alone, port, low_bits)
+        if fit.coarse:
+            self.refusals.append(
+                f"{real.name}: the worst case of {fit.coarse} of its channels ({port}) fits 24 bits only with "
+                f"weights of fewer than {self.bits - COARSE} bits; use fewer inputs or steps"
+            )
+        return self.with_scale(alone, port, fit.scale, fit.shift), fit.unit
+
+    def fitted(self, real: RealStage, port: str, low_bits: int) -> _Fit:
+        """The finest scale of a port that provably fits.
+
+        A channel starts with its largest weight at 127, and takes a larger scale (smaller codes) only as far
+        as its own worst case asks for. Low bits for the membrane are then added for all, never at the price
+        of weight bits, but in channels whose weights don't matter.
+        """
+        matters = self.matters(real, port)
+        start = self.start(real, port)
+
+        def widened(scale: Reals, shift: int, may_change: NDArray[np.bool_]) -> tuple[Reals, bool]:
+            for _ in range(12):
+                stage = self.with_scale(real, port, scale, shift)
+                over = excess(stage, bounds(self.graph, stage, self.largest))[port]
+                if not (over > 1).any():
+                    return scale, True
+                if ((over > 1) & ~may_change).any():
+                    return scale, False
+                scale = np.where(over > 1, scale * over * 1.01, scale)
+                if real.kind == "norm":
+                    scale = np.full_like(scale, scale.max())
+            return scale, False
+
+        scale, _ = widened(start, 0, np.ones_like(matters))
+        shift = 0
+        for bits in range(low_bits, 0, -1):
+            finer, fits = widened(scale, bits, ~matters)
+            if fits:
+                scale, shift = finer, bits
+                break
+        coarse = matters & self.coarse(real, port, scale)
+        return _Fit(scale, shift, int(np.count_nonzero(coarse)))
+
+    def start(self, real: RealStage, port: str) -> Reals:
+        """The scale [N] at which the largest code of each channel is the largest that there is."""
+        size = len(real.bias[port])
+        scale = np.zeros(size)
+        plain = np.full(size, np.inf)
+        for synapse in real.synapses:
+            if synapse.port != port:
+                continue
+            folded = self.folded(synapse)
+            gain = self.gain(synapse)
+            if isinstance(folded, Each):
+                own = np.abs(folded.weight) / gain
+                plain = np.where(own > 0, np.minimum(plain, own), plain)
+            else:
+                own = _rows(folded, np.maximum.reduce) / (self.weight_max * gain * 2.0 ** self.alignment(real, synapse))
+                scale = np.maximum(scale, own)
+        # neurons without a matrix count in the finest of what they are sent
+        scale = np.where(scale > 0, scale, np.where(np.isfinite(plain), plain, 0.0))
+        largest = np.abs(real.bias[port])
+        if "threshold" in real.of:
+            largest = np.maximum(largest, real.of["threshold"])
+        blank = np.where(largest > 0, largest, 1.0) / 2**20
+        scale = np.where(scale > 0, scale, blank)
+        return np.full_like(scale, scale.max()) if real.kind == "norm" else scale
+
+    def gain(self, synapse: RealSynapse) -> int:
+        """By what the arrivals are scaled up, so that tau^t is an integer at every step."""
+        return 2 ** (self.real.steps - 1) if synapse.arrival in ("horner", "stream_down") else 1
+
+    def alignment(self, real: RealStage, synapse: RealSynapse) -> int:
+        """Of several matrices that meet in one port, how many more low bits this one's codes stand above."""
+        own = {
+            each.name: float(np.median(_rows(self.folded(each), np.maximum.reduce))) / self.gain(each)
+            for each in real.synapses
+            if each.port == synapse.port and not isinstance(each.map, Each)
+        }
+        least = min((size for size in own.values() if size > 0), default=0.0)
+        if not least or own[synapse.name] <= 0:
+            return 0
+        return int(np.clip(np.floor(np.log2(own[synapse.name] / least)), 0, 8))
+
+    def folded(self, synapse: RealSynapse) -> Dense | Kernel | Each:
+        """The map with the unit of what its sender sends folded in; a spike counts as 1."""
+        if self.graph.sends(synapse.source) == "train":
+            return synapse.map
+        if isinstance(synapse.map, Kernel):
+            shape = self.graph.inputs if synapse.source == INPUT else self.graph[synapse.source].shape
+            folded = synapse.map.columns(self.units[synapse.source], shape)
+            assert not isinstance(folded, str), folded
+            return folded
+        found = synapse.map.columns(self.units[synapse.source], ())
+        assert not isinstance(found, str)
+        return found
+
+    def synapse(self, real: RealStage, synapse: RealSynapse, scale: Reals, shift: int) -> Synapse:
+        """A synapse in integers, whose channels count in scale / 2^shift."""
+        folded, gain = self.folded(synapse), self.gain(synapse)
+        if isinstance(folded, Each):
+            train = self.graph.sends(synapse.source) == "train"
+            factor, right = _as_factor(folded.weight * 2.0**shift / (scale * gain), whole=train)
+            return Synapse(synapse.name, synapse.source, synapse.port, "each", synapse.arrival, factor, 0, right)
+        above = self.alignment(real, synapse)
+        per_row = scale * gain * 2.0**above
+        if isinstance(folded, Dense):
+            codes = folded.weight / per_row[:, None]
+            form, conv = "dense", None
+        else:
+            by_channel = per_row.reshape(len(folded.weight), -1)[:, 0]
+            codes = folded.weight / by_channel.reshape(-1, *[1] * (folded.weight.ndim - 1))
+            form, conv = "conv", folded.conv
+        codes = np.clip(np.round(codes), -self.weight_max, self.weight_max).astype(np.int64)
+        return Synapse(
+            synapse.name, synapse.source, synapse.port, form, synapse.arrival, codes, shift + above, None, conv  # type: ignore[arg-type]
+        )
+
+    def with_scale(self, real: RealStage, port: str, scale: Reals, shift: int) -> Stage:
+        """Round everything to the units that a scale [N] and low bits give."""
+        if any(isinstance(each.map, Kernel) for each in real.synapses):  # a kernel has one scale a channel
+            by_channel = scale.reshape(real.shape[0], -1)
+            scale = np.broadcast_to(by_channel.max(1, keepdims=True), by_channel.shape).reshape(-1)
+        unit = scale / 2.0**shift
+        synapses = tuple(self.synapse(real, each, scale, shift) for each in real.synapses)
+        bias = np.clip(np.round(real.bias[port] / unit), -(2.0**40), 2.0**40).astype(np.int64)
+        return Stage(
+            real.name, real.kind, real.shape, synapses, {port: bias}, NUMBERS[real.kind](real, unit),
+            real.reset, real.carry,
+        )  # fmt: skip
+
+    def matters(self, real: RealStage, port: str) -> NDArray[np.bool_]:
+        """Channels [N] whose input can change a spike, or the output: not those all bias or asleep."""
+        drive = np.zeros(len(real.bias[port]))
+        for synapse in real.synapses:
+            if synapse.port == port:
+                times = ARRIVING[synapse.arrival](self.real.steps) / self.gain(synapse)
+                sent = self.largest[synapse.source].astype(np.float64)
+                drive += times * _reach(self.folded(synapse), sent)
+        if "threshold" not in real.of:
+            return drive > 0
+        growth = 2 ** (self.real.steps - 1) if real.of.get("tau", 1.0) < 1 else 1
+        if real.kind == "lif":
+            growth = self.lasting(real)
+        # How far the bias alone is from a change: below the firing level, or above it with all T spikes given.
+        threshold = real.of["threshold"]
+        level, bias = real.of["fire_at"] * threshold, np.abs(real.bias[port])
+        away = np.where(bias < level, level - bias, bias - level - 2**self.real.steps * threshold)
+        return (drive > 0) & (drive * growth >= away)
+
+    def lasting(self, real: RealStage) -> int:
+        """Steps over which a membrane is kept."""
+        return self.real.steps * (self.graph.tokens_per_sample if real.carry == "sequence" else 1)
+
+    def coarse(self, real: RealStage, port: str, scale: Reals) -> NDArray[np.bool_]:
+        """Channels [N] that lost more than `COARSE` bits, and whose rounding shows against their threshold."""
+        largest, error = np.zeros(len(scale)), np.zeros(len(scale))
+        for synapse in real.synapses:
+            if synapse.port != port or isinstance(synapse.map, Each):
+                continue
+            folded, above = self.folded(synapse), self.alignment(real, synapse)
+            step = scale * self.gain(synapse) * 2.0**above
+            largest = np.maximum(largest, _rows(folded, np.maximum.reduce) / step)
+            # Rounding errors are uniform and independent: the sum over n weights has sqrt(n / 12) of one step.
+            arriving = ARRIVING[synapse.arrival](self.real.steps) / self.gain(synapse)
+            arriving = arriving * float(self.largest[synapse.source].max(initial=1))
+            error += (step * arriving) ** 2 * _rows(folded, lambda each, axis: np.count_nonzero(each, axis=axis)) / 12
+        few = (largest > 0) & (largest < (self.weight_max + 1) / 2**COARSE - 0.5)
+        if "threshold" not in real.of:
+            return few
+        error = np.sqrt(error)
+        if real.kind == "lif":  # a membrane sums the same error until it has leaked away
+            error = error * np.minimum(self.lasting(real), 1 / np.maximum(1 - real.of["beta"], 1e-9))
+        return few & (error > real.of["fire_at"] * real.of["threshold"] / 8)
+
+    # ---- stages of several ports, or with a memory ------------------------------------------------------
+
+    def gate(self, real: RealStage) -> tuple[Stage, Reals]:
+        """The gate's shift is the least with which the worst case of its products fits 24 bits."""
+        parts = {port: self.port(real, port, 0) for port in real.bias}
+        of_g, of_u = (parts[port][1] for port in ("argument", "factor"))
+        multiplier, argument_shift = _as_multiplier(of_g / TABLE_STEP)
+        entering = {
+            port: np.minimum(bounds(self.graph, stage, self.largest).entering[port], STATE_MAX)
+            for port, (stage, _) in parts.items()
+        }
+        largest = entering["argument"].astype(np.float64) * entering["factor"] * SHARE_MAX / (STATE_MAX - 1)
+        shift = np.clip(np.ceil(np.log2(np.maximum(largest, 1.0))), 0, LARGEST_SHIFT).astype(np.int64)
+        products = of_g * of_u / SHARE_MAX * 2.0**shift
+        level = np.clip(np.round(real.of["level"] / products), 0, STATE_MAX).astype(np.int64)
+        arrays = {
+            "multiplier": multiplier, "argument_shift": argument_shift, "product_shift": shift, "level": level,
+            "table": share_table(real.of["activation"]),
+        }  # fmt: skip
+        return _joined(real, parts, arrays), products
+
+    def s4d(self, real: RealStage) -> tuple[Stage, Reals]:
+        part, unit = self.port(real, "in", MAX_SHIFT)
+        x = self.samples(part, "in") * unit  # [S, L, N]
+        decay, out, skip = real.of["decay"], real.of["out"], real.of["skip"]
+        modes = np.zeros((len(x), *decay.shape), dtype=np.complex128)
+        peak, top = np.zeros(decay.shape), np.zeros(len(unit))
+        for token in range(x.shape[1]):
+            modes = decay * modes + x[:, token, :, None]
+            peak = np.maximum(peak, np.abs(modes).max(0))
+            top = np.maximum(top, np.abs((out * modes).real.sum(-1) + skip * x[:, token]).max(0))
+        right = _bits(HEADROOM * peak / (unit[:, None] * STATE_MAX), -22, 22)
+        of_state = unit[:, None] * 2.0**right
+        scaled = out * of_state
+        finest = np.maximum(
+            np.maximum(np.abs(scaled.real), np.abs(scaled.imag)).max(1) / NARROW_MAX,
+            np.abs(skip) * unit / FACTOR_MAX,
+        )
+        finest = np.where(finest > 0, finest, unit)
+        shift = _bits(HEADROOM * top / (finest * STATE_MAX), 0, LARGEST_SHIFT)
+        arrays = {
+            "real": np.trunc(decay.real * TURN_MAX), "imaginary": np.trunc(decay.imag * TURN_MAX),
+            "enter_left": np.maximum(-right, 0), "enter_right": np.maximum(right, 0),
+            "out_real": np.round(scaled.real / finest[:, None]),
+            "out_imaginary": np.round(scaled.imag / finest[:, None]),
+            "skip": np.round(skip * unit / finest), "out_shift": shift,
+        }  # fmt: skip
+        return _joined(real, {"in": (part, unit)}, _whole(arrays)), finest * 2.0**shift
+
+    def ssd(self, real: RealStage) -> tuple[Stage, Reals]:
+        of, H, G = real.of, real.of["heads"], real.of["groups"]
+        shifted = {**real.bias, "forgetting": real.bias["forgetting"] + of["decay_bias"]}
+        real = replace(real, bias=shifted)
+        parts = {port: self.port(real, port, 0) for port in real.bias}
+        channels = ("values", "keys", "queries")
+        raw_unit = np.concatenate([parts[port][1] for port in channels])
+        raw = np.concatenate([self.samples(parts[port][0], port) * parts[port][1] for port in channels], -1)
+        mixed = np.broadcast_to(of["tap_bias"], raw.shape).copy()
+        for k, taps in enumerate(of["taps"]):
+            mixed[:, k:] += taps * raw[:, : raw.shape[1] - k]
+        # One unit for a head's values, and for a group's keys and queries: they are multiplied and summed.
+        widths = [len(real.bias[port]) for port in channels]
+        ends = np.cumsum([0, *widths])
+        of_values, of_keys, of_queries = (
+            _headroom(mixed[..., begin:end].reshape(*mixed.shape[:2], number, -1), NARROW_MAX)
+            for begin, end, number in zip(ends[:-1], ends[1:], (H, G, G), strict=True)
+        )
+        narrow = np.concatenate(
+            [np.repeat(each, width // len(each)) for each, width in zip((of_values, of_keys, of_queries), widths, strict=True)]  # noqa: E501
+        )
+        taps = of["taps"] * raw_unit / narrow
+        tap_shift = np.clip(22 - np.frexp(np.abs(taps).max(0))[1], 0, LARGEST_SHIFT - 16)
+        multiplier, argument_shift = _as_multiplier(parts["forgetting"][1] / TABLE_STEP)
+        table = fading_table()
+        arrays: dict[str, Any] = {
+            "taps": np.clip(np.round(taps * 2.0**tap_shift), -FACTOR_MAX, FACTOR_MAX),
+            "tap_bias": np.round(of["tap_bias"] / narrow * 2.0**tap_shift), "tap_shift": tap_shift,
+            "multiplier": multiplier, "argument_shift": argument_shift, "table": table,
+            "cosine": np.trunc(np.cos(of["angles"]) * TURN_MAX),
+            "sine": np.trunc(-np.sin(of["angles"]) * TURN_MAX),
+            "scaled": int(of["scaled"]), "groups": G,
+        }  # fmt: skip
+        forgetting = self.samples(parts["forgetting"][0], "forgetting") * parts["forgetting"][1]
+        by_group = np.arange(H) // (H // G)
+        peak, top = self._ssd_peaks(real, mixed, widths, forgetting)
+        of_keys, of_queries = of_keys[by_group], of_queries[by_group]
+        product = of_keys * of_values / (SHARE_MAX if of["scaled"] else 1)
+        right = _bits(HEADROOM * peak / (product * STATE_MAX), -22, LARGEST_SHIFT)
+        of_state = product * 2.0**right
+        shift = _bits(HEADROOM * top / (of_state * of_queries * STATE_MAX), 0, LARGEST_SHIFT)
+        skip = of["skip"] * of_values / (of_state * of_queries)
+        arrays |= {
+            "enter_left": np.maximum(-right, 0), "enter_right": np.maximum(right, 0),
+            "skip": np.clip(np.round(skip), -(2.0**40), 2.0**40), "out_shift": shift,
+        }  # fmt: skip
+        unit = np.repeat(of_state * of_queries * 2.0**shift, real.neurons // H)
+        return _joined(real, parts, _whole(arrays)), unit
+
+    def _ssd_peaks(
+        self, real: RealStage, mixed: Reals, widths: list[int], forgetting: Reals
+    ) -> tuple[Reals, Reals]:
+        """Largest state and output of each head [H] on the sample."""
+        of, H, G = real.of, real.of["heads"], real.of["groups"]
+        values, keys, queries = np.split(mixed, np.cumsum(widths)[:-1], axis=-1)
+        values = values.reshape(*values.shape[:2], H, -1)
+        keys, queries = (
+            np.repeat(each.reshape(*each.shape[:2], G, -1), H // G, axis=2) for each in (keys, queries)
+        )
+        decay = 1 / (1 + np.exp(np.clip(forgetting, -60, 60)))
+        turning = np.exp(-1j * of["angles"])[:, None] if len(of["angles"]) else None
+        state = np.zeros((len(values), H, keys.shape[-1], values.shape[-1]))
+        peak, top = np.zeros(H), np.zeros(H)
+        for token in range(values.shape[1]):
+            d = decay[:, token, :, None, None]
+            if turning is not None:
+                first, second = np.split(state, 2, axis=-2)
+                turned = (first + 1j * second) * turning
+                state = np.concatenate([turned.real, turned.imag], axis=-2)
+            entering = keys[:, token, ..., None] * values[:, token, :, None]
+            state = d * state + entering * ((1 - d) if of["scaled"] else 1.0)
+            read = (state * queries[:, token, ..., None]).sum(-2) + of["skip"][:, None] * values[:, token]
+            peak = np.maximum(peak, np.abs(state).max(axis=(0, 2, 3)))
+            top = np.maximum(top, np.abs(read).max(axis=(0, 2)))
+        return peak, top
+
+    def samples(self, part: Stage, port: str) -> Reals:
+        """What arrives at a port on the sample, [S, L, N], in integers."""
+        arrived, _ = arrive(self.graph, part, port, self.sent)
+        return arrived.reshape(-1, self.graph.tokens_per_sample, arrived.shape[-1]).astype(np.float64)
 
 
-def input_scale(sample: Reals) -> float:
-    """The real value of an input of 1: a power of two if that is exact in 8 bits, else max / 127.
+@dataclass(frozen=True)
+class _Fit:
+    """Of a port: the scale [N], low bits, and how many channels became too coarse."""
+
+    scale: Reals
+    shift: int
+    coarse: int
+
+    @property
+    def unit(self) -> Reals:
+        """Real value of 1."""
+        return self.scale / 2.0**self.shift
+
+
+def _joined(
+    real: RealStage, parts: Mapping[str, tuple[Stage, Reals]], arrays: Mapping[str, Ints]
+) -> Stage:
+    """A stage of several ports from one stage for each of them."""
+    synapses = tuple(synapse for part, _ in parts.values() for synapse in part.synapses)
+    bias = {port: part.bias[port] for port, (part, _) in parts.items()}
+    return Stage(real.name, real.kind, real.shape, synapses, bias, arrays)
+
+
+# ---- the arrays of a kind ----------------------------------------------------------------------------
+
+
+def _atmn_numbers(real: RealStage, unit: Reals) -> dict[str, Ints]:
+    """A level is at least one step, also where it lies below the resolution of its channel."""
+    threshold = real.of["threshold"]
+    return {
+        "fire": _at_least_one(real.of["fire_at"] * threshold / unit),
+        "amplitude": _at_least_one(threshold / unit),
+        "decay": np.array(ATMN_DECAYS[real.of["tau"]]),
+    }
+
+
+def _lif_numbers(real: RealStage, unit: Reals) -> dict[str, Ints]:
+    of = real.of
+    return {
+        "fire": _at_least_one(of["fire_at"] * of["threshold"] / unit),
+        "amplitude": _at_least_one(of["threshold"] / unit),
+        "decay": np.round(of["beta"] * UNITY).astype(np.int64),
+        "current_decay": np.round(of["alpha"] * UNITY).astype(np.int64),
+        "adaptation": np.round(of["adaptation"] / unit).astype(np.int64),
+        "adaptation_decay": np.round(of["rho"] * UNITY).astype(np.int64),
+        "most": np.array(of["most"]),
+        "signed": np.array(int(of["signed"])),
+    }
+
+
+def _norm_numbers(real: RealStage, unit: Reals) -> dict[str, Ints]:
+    gain, offset = real.of["gain"], real.of["offset"]
+    of_output = np.where(gain != 0, np.abs(gain), np.maximum(np.abs(offset), 1e-30)) / 2**NORM_BITS
+    epsilon = real.of["epsilon"] / float(unit[0]) ** 2
+    return {
+        "center": np.array(int(real.of["center"])),
+        "epsilon": np.array(int(min(round(epsilon), 2**45))),
+        "sign": np.sign(gain).astype(np.int64),
+        "offset": np.clip(np.round(offset / of_output), -STATE_MAX, STATE_MAX).astype(np.int64),
+    }
+
+
+NUMBERS: dict[str, Callable[[RealStage, Reals], dict[str, Ints]]] = {
+    "atmn": _atmn_numbers, "lif": _lif_numbers, "sum": lambda real, unit: {}, "norm": _norm_numbers,
+}  # fmt: skip
+
+
+def share_table(activation: str) -> Ints:
+    """f of an activation x f(x), times 2^15, at the middle of each of the table's steps.
+
+    A place counts whole steps toward zero, so place k > 0 stands for k to k + 1 steps, and place 0 for both
+    sides of zero. The two ends stand for all that lies beyond them.
+    """
+    shares = SHARES[activation](_places())
+    shares[0], shares[-1] = 0, 1
+    return np.round(shares * SHARE_MAX).astype(np.int64)
+
+
+def fading_table() -> Ints:
+    """sigmoid(-x) times 2^15, and always below 2^15: nothing is remembered for ever."""
+    return np.clip(np.round(SHARE_MAX / (1 + np.exp(_places()))), 0, SHARE_MAX - 1).astype(np.int64)
+
+
+def _places() -> Reals:
+    """The argument in the middle of each step of a table."""
+    middle = LARGEST_TABLE // 2
+    places = np.arange(-middle, middle + 1)
+    return (places + np.sign(places) / 2) * TABLE_STEP
+
+
+# ---- inputs ------------------------------------------------------------------------------------------
+
+
+def input_scale(sample: Reals, most: int = INPUT_MAX) -> float:
+    """The real value of an input of 1: a power of two if that is exact in so many bits, else max / most.
 
     Raises:
         InputError: nothing in the sample says how large inputs are.
@@ -110,174 +574,67 @@ def input_scale(sample: Reals) -> float:
         raise InputError("the sample is all zeros, so it can't set the input's scale; give real inputs")
     for exponent in range(-24, 25):
         step = 2.0**-exponent
-        if largest / step > INPUT_MAX:
+        if largest / step > most:
             break
         if np.array_equal(np.round(sample / step) * step, sample):
             return step
-    return largest / INPUT_MAX
+    return largest / most
 
 
-def feature_scales(sample: Reals) -> Reals:
+def feature_scales(sample: Reals, most: int = INPUT_MAX) -> Reals:
     """`input_scale` of each feature, [D]; a feature without any value takes that of all.
 
     Raises:
         InputError: nothing in the sample says how large inputs are.
     """
-    common = input_scale(sample)
+    common = input_scale(sample, most)
     silent = np.abs(sample).max(axis=0) < 1e-30
     return np.array([
-        common if nothing else input_scale(column)
+        common if nothing else input_scale(column, most)
         for column, nothing in zip(sample.T, silent, strict=True)
     ])  # fmt: skip
 
 
-def quantize_inputs(sample: Reals, scale: float | Reals) -> Ints:
-    """Inputs [W, D] as integers, clipped to 8 bits."""
-    return np.clip(np.round(sample / scale), -INPUT_MAX, INPUT_MAX).astype(np.int64)
+def quantize_inputs(sample: Reals, scale: float | Reals, most: int = INPUT_MAX) -> Ints:
+    """Inputs [W, D] as integers, clipped to their width."""
+    return np.clip(np.round(sample / scale), -most, most).astype(np.int64)
 
 
-def _gain(population: Population, steps: int) -> int:
-    """By what the arrivals are scaled up, so that tau^t is an integer at every step."""
-    return 2 ** (steps - 1) if population.arrival in ("horner", "stream_down") else 1
+# ---- numbers -----------------------------------------------------------------------------------------
 
 
-def _stage(
-    population: Population, weight: Reals, steps: int, tokens_per_sample: int
-) -> tuple[Stage, Reals, int]:
-    """The finest stage that provably fits, its units, and how many channels became too coarse for that.
-
-    A channel starts with its largest weight at 127, and takes a larger scale (smaller codes) only as far as
-    its own worst case asks for. Low bits for the membrane are then added for all, never at the price of
-    weight bits, but in channels whose weights don't matter.
-    """
-    matters = _weights_matter(population, weight, steps, tokens_per_sample)
-    scale = np.abs(weight).max(axis=1, initial=0.0) / WEIGHT_MAX
-    blank: float | Reals = 1.0
-    if population.kind == "gate":  # a sum that is all bias is still multiplied, so it needs its bits
-        largest = np.where(population.bias == 0, 1.0, np.abs(population.bias))
-        blank = largest * _gain(population, steps) / 2**20
-    scale = np.where(scale > 0, scale, blank)
-
-    def fitted(scale: Reals, shift: int, may_change: NDArray[np.bool_]) -> tuple[Reals, bool]:
-        for _ in range(12):
-            stage, _ = _with_scale(population, weight, steps, scale, shift)
-            over = excess(stage, steps, tokens_per_sample)
-            if not (over > 1).any():
-                return scale, True
-            if ((over > 1) & ~may_change).any():
-                return scale, False
-            scale = np.where(over > 1, scale * over * 1.01, scale)
-        return scale, False
-
-    scale, _ = fitted(scale, 0, np.ones_like(matters))
-    stage, unit = _with_scale(population, weight, steps, scale, 0)
-    for shift in range(0 if population.kind == "gate" else MAX_SHIFT, 0, -1):
-        finer, fits = fitted(scale, shift, ~matters)
-        if fits:
-            stage, unit = _with_scale(population, weight, steps, finer, shift)
-            break
-    coarse = matters & _coarse(population, weight, steps, scale, tokens_per_sample)
-    return stage, unit, int(np.count_nonzero(coarse))
+def _rows(folded: Dense | Kernel | Each, reduce: Callable[..., Any]) -> Reals:
+    """Something of each output's weights [N], in magnitude."""
+    weight = np.abs(folded.weight)
+    if isinstance(folded, Each):
+        return weight
+    flat = weight.reshape(len(weight), -1)
+    found = np.asarray(reduce(flat, axis=1), dtype=np.float64) if flat.size else np.zeros(len(flat))
+    if isinstance(folded, Kernel):
+        return np.repeat(found, int(np.prod(folded.conv.target[1:])))
+    return found
 
 
-def _coarse(
-    population: Population, weight: Reals, steps: int, scale: Reals, tokens_per_sample: int
-) -> NDArray[np.bool_]:
-    """Channels [N] with codes below `LEAST_LARGEST` whose rounding shows against their threshold."""
-    few = np.abs(weight).max(axis=1, initial=0.0) / scale < LEAST_LARGEST - 0.5
-    if population.kind in ("readout", "gate"):
-        return few
-    # Rounding errors are uniform and independent: the sum over n weights has sqrt(n / 12) of one step.
-    arriving = ARRIVING[population.arrival](steps) / _gain(population, steps)
-    error = scale * arriving * np.sqrt(np.count_nonzero(weight, axis=1) / 12)
-    if population.kind == "lif":  # a membrane sums the same error until it has leaked away
-        lasting = steps * (tokens_per_sample if population.carry == "sequence" else 1)
-        error = error * min(lasting, 1 / max(1 - population.beta, 1e-9))
-    return few & (error > population.fire_at * population.threshold / 8)
+def _reach(folded: Dense | Kernel | Each, sent: Reals) -> Reals:
+    """Largest magnitude [N] of what senders of magnitudes `sent` [M] bring."""
+    if isinstance(folded, Each):
+        return np.abs(folded.weight) * sent
+    if isinstance(folded, Dense):
+        return np.abs(folded.weight) @ sent
+    flat = np.abs(folded.weight).reshape(len(folded.weight), -1).sum(1) * sent.max(initial=0.0)
+    return np.repeat(flat, int(np.prod(folded.conv.target[1:])))
 
 
-def _weights_matter(
-    population: Population, weight: Reals, steps: int, tokens_per_sample: int
-) -> NDArray[np.bool_]:
-    """Channels [N] whose input can change a spike, or the output: not those that are all bias or asleep."""
-    drive = np.abs(weight).sum(axis=1) * ARRIVING[population.arrival](steps) / _gain(population, steps)
-    if population.kind in ("readout", "gate"):
-        return drive > 0
-    growth = 2 ** (steps - 1) if population.tau < 1 else 1
-    if population.kind == "lif":
-        growth = steps * (tokens_per_sample if population.carry == "sequence" else 1)
-    # How far the bias alone is from a change: below the firing level, or above it with all T spikes given.
-    level, bias = population.fire_at * population.threshold, np.abs(population.bias)
-    away = np.where(bias < level, level - bias, bias - level - 2**steps * population.threshold)
-    return (drive > 0) & (drive * growth >= away)
+def _headroom(x: Reals, most: int) -> Reals:
+    """The unit of each head or group, [*, number, *] to [number], with which `HEADROOM` times x fits."""
+    axes = tuple(axis for axis in range(x.ndim) if axis != 2)
+    largest = np.abs(x).max(axis=axes)
+    return HEADROOM * np.where(largest > 0, largest, 1.0) / most
 
 
-def _with_scale(
-    population: Population, weight: Reals, steps: int, scale: Reals, shift: int
-) -> tuple[Stage, Reals]:
-    """Round everything to the units that a scale [N] of the weights and a shift of the states give."""
-    gain = _gain(population, steps) << shift
-    unit = scale / gain
-    codes = np.clip(np.round(weight / scale[:, None]), -WEIGHT_MAX, WEIGHT_MAX)
-    none = np.zeros(0, dtype=np.int64)
-    amplitude = fire = none
-    decay = UNITY
-    if population.kind not in ("readout", "gate"):
-        # A level is at least one step, also where it lies below the resolution of its channel.
-        amplitude = _at_least_one(population.threshold / unit)
-        fire = _at_least_one(population.fire_at * population.threshold / unit)
-        decay = ATMN_DECAYS[population.tau] if population.kind == "atmn" else round(population.beta * UNITY)
-    stage = Stage(
-        name=population.name,
-        synapse=population.synapse,
-        kind=population.kind,
-        arrival=population.arrival,
-        weight=codes.astype(np.int64),
-        bias=np.round(population.bias / unit).astype(np.int64),
-        fire=fire,
-        amplitude=amplitude,
-        shift=shift,
-        decay=decay,
-        reset=population.reset,
-        carry=population.carry,
-    )
-    return stage, unit
-
-
-def _gate(
-    population: Population, following: Population, stage: Stage, unit: Reals, steps: int
-) -> tuple[Stage, Reals]:
-    """A gate's stage with its numbers, and the units [N] of its products.
-
-    Args:
-        following: the neurons behind it, whose levels are counted in the same units.
-        stage: with its weights.   unit: [2N], of its sums.
-    """
-    of_g, of_u = unit.reshape(2, -1)
-    multiplier, argument_shift = _as_multiplier(of_g / TABLE_STEP)
-    finest = of_g * of_u / SHARE_MAX  # the unit of a product before its shift
-    entering, _ = bounds(stage, steps, 1)
-    g, u = entering.reshape(2, -1).astype(np.float64)
-    levels = following.threshold * max(2.0, following.fire_at)  # see `certificate.excess`
-    largest = np.maximum(g * u * SHARE_MAX, levels / finest) / (STATE_MAX - 1)
-    shift = np.clip(np.ceil(np.log2(np.maximum(largest, 1.0))), 0, LARGEST_SHIFT).astype(np.int64)
-    products = finest * 2.0**shift
-    level = np.clip(np.round(population.level / products), 0, STATE_MAX).astype(np.int64)
-    gate = Gate(multiplier, argument_shift, shift, level, share_table(population.activation))
-    return replace(stage, gate=gate), products
-
-
-def share_table(activation: str) -> Ints:
-    """f of an activation x f(x), times 2^15, at the middle of each of the table's steps.
-
-    A place counts whole steps toward zero, so place k > 0 stands for k to k + 1 steps, and place 0 for both
-    sides of zero. The two ends stand for all that lies beyond them.
-    """
-    middle = LARGEST_TABLE // 2
-    places = np.arange(-middle, middle + 1)
-    shares = SHARES[activation]((places + np.sign(places) / 2) * TABLE_STEP)
-    shares[0], shares[-1] = 0, 1
-    return np.round(shares * SHARE_MAX).astype(np.int64)
+def _bits(ratio: Reals, least: int, most: int) -> Ints:
+    """The least power of two that is not below a ratio."""
+    return np.clip(np.ceil(np.log2(np.maximum(ratio, 1e-30))), least, most).astype(np.int64)
 
 
 def _as_multiplier(factor: Reals) -> tuple[Ints, Ints]:
@@ -288,15 +645,19 @@ def _as_multiplier(factor: Reals) -> tuple[Ints, Ints]:
     return np.minimum(scaled, MULTIPLIER_MAX).astype(np.int64), shift.astype(np.int64)
 
 
-def _behind_gate(population: Population, unit: Reals) -> Stage:
-    """ATMN that counts in the units [N] of the products it takes; no weights, so nothing to choose."""
-    stage, _ = _with_scale(population, population.weight, 1, unit, 0)
-    return replace(
-        stage,
-        fire=np.minimum(stage.fire, STATE_MAX),
-        amplitude=np.minimum(stage.amplitude, STATE_MAX // 2),
-    )
+def _as_factor(factor: Reals, whole: bool) -> tuple[Ints, Ints]:
+    """Factors [N] as integer / 2^right; as a whole number where it is one, or has to be."""
+    sizes = np.abs(factor)
+    exact = (np.round(factor) == factor) & (sizes <= FACTOR_MAX)
+    exponent = np.frexp(sizes)[1]
+    right = np.where(exact | whole, 0, np.clip(22 - exponent, 0, 38)).astype(np.int64)
+    scaled = np.clip(np.round(factor * 2.0**right), -FACTOR_MAX, FACTOR_MAX)
+    return scaled.astype(np.int64), right
 
 
 def _at_least_one(x: Reals) -> Ints:
-    return np.maximum(np.round(x), 1).astype(np.int64)
+    return np.maximum(np.round(np.minimum(x, 2.0**40)), 1).astype(np.int64)
+
+
+def _whole(arrays: Mapping[str, Any]) -> dict[str, Ints]:
+    return {name: np.asarray(array).astype(np.int64) for name, array in arrays.items()}

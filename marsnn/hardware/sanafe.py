@@ -156,7 +156,7 @@ def validate_run(
     told = ask(*job_of(groups, prices, len(inputs) * graph.steps))
     seconds = time.perf_counter() - started
     counts = counts_of(graph, inputs, run)
-    rows = [row for stage in graph.stages for row in _of_layer(stage, counts, told, groups, cores)]
+    rows = [row for stage in graph.stages for row in _of_layer(graph, stage, counts, told, groups, cores)]
     hops = None
     if placement.fits:
         hops = {name: _of_all(each, len(inputs)) for name, each in placement.hops.items()}
@@ -189,6 +189,7 @@ def _prices(placed: bool) -> dict[str, float]:
 
 
 def _of_layer(
+    graph: IntegerGraph,
     stage: Stage,
     counts: OperationCounts,
     told: Mapping[str, Any],
@@ -196,7 +197,7 @@ def _of_layer(
     cores: Mapping[str, Ints],
 ) -> Iterator[Compared]:
     homes = {str(core) for core in cores[stage.name].tolist()}
-    names = {synapse.name for synapse in stage.synapses if meets_weights(synapse)}
+    names = {synapse.name for synapse in stage.synapses if meets_weights(graph, synapse)}
     met = sum(synaptic(counts.layers[name]) for name in names)
     yield Compared(stage.name, "synaptic events", met, _sum(told["events"], homes))
     if stage.sends == "train":

@@ -92,7 +92,7 @@ def takers_of(graph: IntegerGraph, cores: Mapping[str, Ints], placement: Placeme
     takers: dict[str, list[Pairs]] = {INPUT: [], **{each.name: [] for each in found}}
     for population in found:
         for sender in population.senders:
-            weights = [meetings(graph, each) for each in sender.synapses if meets_weights(each)]
+            weights = [meetings(graph, each) for each in sender.synapses if meets_weights(graph, each)]
             if population.stage is not None:
                 taker = _takes(graph, population.name)
                 takers[sender.name] += [Pairs(taker, pairs) for pairs in weights]
@@ -123,15 +123,17 @@ def has_two_rails(stage: Stage) -> bool:
     return stage.kind == "atmn" or (stage.kind == "lif" and bool(stage.number("signed")))
 
 
-def meets_weights(synapse: Synapse) -> bool:
-    """Whether its events are synaptic operations; a synapse to one neuron is a multiplication instead."""
-    return synapse.form != "each"
+def meets_weights(graph: IntegerGraph, synapse: Synapse) -> bool:
+    """Whether its events are synaptic operations; a value's synapse to one neuron is a multiplication instead."""
+    return synapse.form != "each" or graph.sends(synapse.source) == "train"
 
 
 def meetings(graph: IntegerGraph, synapse: Synapse) -> Ints:
     """The weights of a synapse that are not zero, [E, 2], as (neuron that sends, neuron that takes)."""
     if synapse.form == "dense":
         return np.argwhere(synapse.weight.T)
+    if synapse.form == "each":
+        return np.flatnonzero(synapse.weight)[:, None].repeat(2, axis=1)
     senders = np.eye(graph.size(synapse.source), dtype=np.int64)
     found = []
     for first in range(0, len(senders), 256):  # the image of each sender alone shows its taps
@@ -141,11 +143,15 @@ def meetings(graph: IntegerGraph, synapse: Synapse) -> Ints:
 
 
 def refuse_numbers(graph: IntegerGraph) -> None:
-    """Graded spikes are no spikes on this chip."""
+    """A spike of this chip has no number with it."""
     for stage in graph.stages:
         if stage.kind == "count":
             raise InputError(
                 f'{stage.name}: sends numbers, and Loihi 1 has binary spikes; export it in mode "window"'
+            )
+        if stage.kind == "lif" and stage.number("most") > 1:
+            raise InputError(
+                f"{stage.name}: sends up to {stage.number('most')} spikes at once, and Loihi 1 has binary ones"
             )
 
 

@@ -8,17 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from marsnn.energy import EnergyReport, load_table
 from marsnn.errors import InputError, SanafeError
 from marsnn.files import json_text
-from marsnn.hardware import integer, sanafe, sanafe_process
+from marsnn.hardware import export, integer, sanafe, sanafe_process, validate_energy
 from marsnn.hardware.chip import load_profile
 from marsnn.hardware.place import events_of, place
 from marsnn.hardware.price import counts_of
 from marsnn.hardware.sanafe import validate_run
 from marsnn.hardware.sanafe_replay import in_order, meetings, on_their_chip, replay
 from marsnn.hardware.stages import Convolution, IntegerGraph, Stage, Synapse
+from marsnn.network import Network
+from marsnn.neurons import ATMN, LIF
 
 T = 4
 
@@ -157,6 +161,23 @@ def test_every_count_is_equal_and_energy_to_twelve_digits(case, limits, sanafe_p
     assert (placement.relays > 0) is (limits == "relayed" and case == "ternary")
     ways = {what for _, what in found if what.startswith("hops")}
     assert ways == (set() if limits == "whole" else {"hops east-west", "hops north-south"})
+
+
+@with_sanafe
+def test_a_bundle_agrees_with_its_own_counts(sanafe_python, tmp_path):
+    torch.manual_seed(0)
+    layers = {
+        "fc1": nn.Linear(12, 20), "atmn": ATMN(20), "fc2": nn.Linear(20, 16), "lif": LIF(16, carry="sequence"),
+        "fc3": nn.Linear(16, 4),
+    }  # fmt: skip
+    bundle = export(Network(layers, skips={"fc2": "atmn"}), 2 * torch.randn(5, 2, 12), tmp_path / "bundle")
+    result = validate_energy(tmp_path / "bundle")
+    assert result.ok, result.text()
+    assert (result.tokens, result.unplaced, result.rails) == (10, "", ("atmn",))
+    total = bundle.report("counts")["total"]
+    events = sum(row.sanafe for row in result.counts if row.what == "synaptic events")
+    assert events == total["ac"] + total["mac"] > 0
+    assert sum(row.sanafe for row in result.counts if row.what == "spikes") == total["spikes"] > 0
 
 
 @with_sanafe
@@ -311,10 +332,14 @@ def test_graded_numbers_are_refused():
         (2,),
         (Synapse("fc", "input", "in", "dense", "value", np.ones((2, 2), dtype=int)),),
         {"in": np.zeros(2, dtype=int)},
-        {"levels": np.array([[50, 100], [50, 100]])},
+        {"levels": np.array([[50, 100], [50, 100]]), "worth": np.array([1, 2])},
     )
     graph = IntegerGraph(T, (2,), (levels,))
     with pytest.raises(InputError, match="count: sends numbers, and Loihi 1 has binary spikes"):
+        validate_run(graph, *ran(graph))
+    stage = lif("lif", Synapse("fc", "input", "in", "dense", "held", np.ones((2, 2), dtype=int)), n=2)
+    graph = IntegerGraph(T, (2,), (replace(stage, arrays={**stage.arrays, "most": np.array(3)}),))
+    with pytest.raises(InputError, match="lif: sends up to 3 spikes at once"):
         validate_run(graph, *ran(graph))
 
 

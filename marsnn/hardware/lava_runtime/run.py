@@ -16,113 +16,178 @@ import numpy as np
 
 sys.dont_write_bytecode = True  # a bundle stays as it was exported
 
-ARRAYS = ("weight", "bias", "fire", "amplitude")
-GATE_ARRAYS = ("multiplier", "argument_shift", "product_shift", "level", "table")
-ONCE = {"readout": "outputs/", "gate": "products/"}  # kinds that send once a token, and their golden arrays
+TRAINS = ("atmn", "lif")  # kinds that send T spikes a token; the others send one integer
+CURRENTS = ("lif",)  # kinds that take each step's current; the others take a token's sum
 
 
-def opening_steps(stages, steps):
-    """First opening step of each stage: see window.py."""
-    opens, previous = [], None
+def clock(stages, steps):
+    """When each sender first sends, and how long each synapse waits: see window.py."""
+    opens, trains, delays = {"input": 1}, {}, {}
     for stage in stages:
-        if previous is None:
-            previous = 2
+        whole = stage["kind"] not in CURRENTS
+        ready = {
+            each["name"]: opens[each["source"]] + (steps if whole and trains.get(each["source"]) else 1)
+            for each in stage["synapses"]
+        }
+        opened = opens[stage["name"]] = max(ready.values())
+        trains[stage["name"]] = stage["kind"] in TRAINS
+        delays.update({name: opened - step for name, step in ready.items()})
+    return opens, delays
+
+
+class Builder:
+    """Processes and connections of one run."""
+
+    def __init__(self, manifest, tensors, inputs, floating):
+        from lava.proc.conv.process import Conv
+        from lava.proc.dense.process import Dense
+        from lava.utils.weightutils import SignMode
+
+        self.Conv, self.Dense, self.mixed = Conv, Dense, SignMode.MIXED
+        self.manifest, self.tensors, self.floating = manifest, tensors, floating
+        self.steps, self.tokens = manifest["steps"], len(inputs)
+        self.opens, self.delays = clock(manifest["stages"], self.steps)
+        self.number = float if floating else np.int32
+        self.counters = {}  # stage -> processes that count saturations
+
+    def build(self, inputs):
+        """The source; senders by name are then in `self.senders`."""
+        from atmn import ATMN, Count
+        from graded import Gate, Norm, Sum
+        from lif import LIF
+        from mixers import S4D, SSD
+        from wires import Source
+
+        kinds = {
+            "atmn": ATMN, "count": Count, "lif": LIF, "sum": Sum, "gate": Gate, "norm": Norm, "s4d": S4D,
+            "ssd": SSD,
+        }  # fmt: skip
+        data = inputs.reshape(self.tokens, -1).astype(self.number)
+        source = Source(data=data, steps=self.steps)
+        self.senders = {"input": source}
+        for stage in self.manifest["stages"]:
+            self.senders[stage["name"]] = self.population(kinds[stage["kind"]], stage)
+        return source
+
+    def population(self, kind, stage):
+        name = stage["name"]
+        prefix = "stages/" + name + "/"
+        own = {key[len(prefix) :]: array for key, array in self.tensors.items() if key.startswith(prefix)}
+        wide = float if self.floating else np.int64
+        bias = {key[5:]: array.astype(wide) for key, array in own.items() if key.startswith("bias/")}
+        numbers = {key: array.astype(wide) for key, array in own.items() if not key.startswith("bias/")}
+        lasting = stage["carry"] == "sequence" or stage["kind"] in ("s4d", "ssd")
+        population = kind(
+            neurons=int(np.prod(stage["shape"])),
+            bias=bias,
+            numbers=numbers,
+            steps=self.steps,
+            tokens=self.tokens,
+            open_at=self.opens[name],
+            per_sample=self.manifest["tokens_per_sample"] if lasting else 1,
+            zero_reset=stage["reset"] == "zero",
+        )
+        self.counters[name] = [population]
+        for synapse in stage["synapses"]:
+            self.synapse(stage, synapse, getattr(population, kind.PORTS[synapse["port"]]))
+        return population
+
+    def synapse(self, stage, synapse, port):
+        from wires import Accumulator, Delay, Each
+
+        name = synapse["name"]
+        sent = self.senders[synapse["source"]].s_out
+        if self.delays[name]:
+            line = Delay(size=int(np.prod(sent.shape)), delay=self.delays[name])
+            sent.connect(line.s_in)
+            sent = line.a_out
+        weight = self.tensors["synapses/" + name + "/weight"]
+        if synapse["form"] == "each":
+            right = self.tensors["synapses/" + name + "/right"]
+            each = Each(size=len(weight), factor=weight.astype(self.number), right=right.astype(np.int64))
+            sent.connect(each.s_in)
+            reached = each.a_out
+        elif synapse["form"] == "conv":
+            reached = self.convolution(weight, synapse["conv"], sent)
         else:
-            previous += 1 if stage["kind"] == "lif" or stage["arrival"] == "direct" else steps
-        opens.append(previous)
-    return opens
+            reached = self.dense(weight, sent)
+        accumulator = Accumulator(
+            size=int(np.prod(reached.shape)), arrival=synapse["arrival"], shift=synapse["shift"],
+            steps=self.steps, open_at=self.opens[stage["name"]],
+        )  # fmt: skip
+        self.counters[stage["name"]].append(accumulator)
+        reached.connect(accumulator.s_in)
+        accumulator.a_out.connect(port)
+
+    def dense(self, weight, sent):
+        # Mixed-sign weights lose their lowest bit, so codes travel doubled and the sum is halved again;
+        # without message bits the sign of a spike would be lost.
+        weights = weight.astype(float) if self.floating else 2 * weight.astype(np.int32)
+        exact = {} if self.floating else {"weight_exp": -1}
+        dense = self.Dense(weights=weights, num_message_bits=8, sign_mode=self.mixed, **exact)
+        sent.connect(dense.s_in)
+        return dense.a_out
+
+    def convolution(self, weight, conv, sent):
+        # Lava has images as [x, y, channel], we have [channel, y, x]; a line is an image of one row. Lava's
+        # kernels are turned over, as a convolution in the mathematical sense has them.
+        rank = len(conv["stride"])
+        source = conv["source"] if rank == 2 else [conv["source"][0], 1, conv["source"][1]]
+        pair = {key: tuple(reversed(conv[key])) for key in ("stride", "padding", "dilation")}
+        if rank == 1:
+            other = {"stride": 1, "padding": 0, "dilation": 1}
+            pair = {key: (value[0], other[key]) for key, value in pair.items()}
+            weight = weight[:, :, None]
+        kernel = np.ascontiguousarray(np.transpose(weight, (0, 3, 2, 1))[:, ::-1, ::-1])
+        made = self.Conv(
+            weight=kernel.astype(self.number), input_shape=tuple(reversed(source)), groups=conv["groups"],
+            num_message_bits=8, **pair,
+        )  # fmt: skip
+        sent.reshape(tuple(source)).transpose([2, 1, 0]).connect(made.s_in)
+        size = int(np.prod(made.a_out.shape))
+        return made.a_out.transpose([2, 1, 0]).reshape((size,))
 
 
 def simulate(manifest, tensors, inputs, floating=False):
-    """Run tokens [W, D] through the stages: name -> what each stage sent, and name -> saturations.
+    """Run tokens [W, *] through the stages: name -> what each stage sent, and name -> saturations.
 
-    A neuron's entry is [W, T, N], a readout's and a gate's [W, N].
+    The entry of a stage that sends a train is [W, T, N], of one that sends values [W, N].
     """
-    from atmn import ATMN
-    from gate import Gate
     from lava.magma.core.run_conditions import RunSteps
     from lava.magma.core.run_configs import Loihi2SimCfg
-    from lava.proc.dense.process import Dense
-    from lava.utils.weightutils import SignMode
-    from lif import LIF
-    from readout import Readout
-    from wires import Line, Sink, Source
+    from wires import Sink
 
-    kinds = {"atmn": ATMN, "lif": LIF, "readout": Readout}
-    stages, steps, tokens = manifest["stages"], manifest["steps"], len(inputs)
-    opens = opening_steps(stages, steps)
+    builder = Builder(manifest, tensors, inputs, floating)
+    source = builder.build(inputs)
+    stages, steps, tokens = manifest["stages"], builder.steps, builder.tokens
     total = max(
-        opened + (tokens - 1) * steps + (0 if stage["kind"] in ONCE else steps - 1)
-        for opened, stage in zip(opens, stages, strict=True)
+        builder.opens[stage["name"]] + (tokens - 1) * steps + (steps - 1 if stage["kind"] in TRAINS else 0)
+        for stage in stages
     )
-    number = float if floating else np.int32
-    sender = source = Source(data=inputs.astype(number), steps=steps)
-    populations = {}
-
-    def synapses(weight, sender):
-        # Mixed-sign weights lose their lowest bit, so codes travel doubled and the sum is halved again;
-        # without message bits the sign of a spike would be lost.
-        weights = weight.astype(float) if floating else 2 * weight.astype(np.int32)
-        exact = {} if floating else {"weight_exp": -1}
-        dense = Dense(weights=weights, num_message_bits=8, sign_mode=SignMode.MIXED, **exact)
-        sender.s_out.connect(dense.s_in)
-        return dense
-
+    sent = {}
     with tempfile.TemporaryDirectory() as folder:
-        for index, (stage, opened) in enumerate(zip(stages, opens, strict=True)):
-            name = stage["name"]
-            weight, bias, fire, amplitude = (tensors[name + "/" + key] for key in ARRAYS)
-            clock = {
-                "steps": steps,
-                "tokens": tokens,
-                "open_at": opened,
-                "arrival": stage["arrival"],
-                "shift": stage["shift"],
-                "decay": stage["decay"],
-                "per_sample": manifest["tokens_per_sample"] if stage["carry"] == "sequence" else 0,
-                "zero_reset": stage["reset"] == "zero",
-            }
-            if stage["kind"] == "gate":
-                shape = (len(bias) // 2,)
-                own = {key: tensors[name + "/" + key].astype(number) for key in GATE_ARRAYS}
-                population = Gate(bias=bias.astype(number), **own, **clock)
-                to_argument, to_factor = np.split(weight, 2)
-                synapses(to_argument, sender).a_out.connect(population.a_in)
-                synapses(to_factor, sender).a_out.connect(population.up_in)
-            else:
-                shape = bias.shape
-                if stage["kind"] == "readout":
-                    fire = amplitude = np.zeros_like(bias)
-                population = kinds[stage["kind"]](
-                    bias=bias.astype(number),
-                    fire=fire.astype(number),
-                    amplitude=amplitude.astype(number),
-                    **clock,
-                )
-                if stage["arrival"] == "direct":
-                    incoming = Line(shape=shape)
-                    sender.s_out.connect(incoming.s_in)
-                else:
-                    incoming = synapses(weight, sender)
-                incoming.a_out.connect(population.a_in)
-            sink = Sink(shape=shape, total=total, path=os.path.join(folder, "%d.npy" % index))
+        for index, stage in enumerate(stages):
+            population = builder.senders[stage["name"]]
+            path = os.path.join(folder, "%d.npy" % index)
+            sink = Sink(shape=population.s_out.shape, total=total, path=path)
             population.s_out.connect(sink.a_in)
-            populations[name] = sender = population
         tag = "floating_pt" if floating else "fixed_pt"
         try:
             source.run(condition=RunSteps(num_steps=total), run_cfg=Loihi2SimCfg(select_tag=tag))
-            saturations = {name: int(p.n_sat.get()[0]) for name, p in populations.items()}
+            saturations = {
+                name: sum(int(process.n_sat.get()[0]) for process in counting)
+                for name, counting in builder.counters.items()
+            }
         finally:
             source.stop()
-        sent = {}
-        for index, (stage, opened) in enumerate(zip(stages, opens, strict=True)):
+        for index, stage in enumerate(stages):
             wires = np.load(os.path.join(folder, "%d.npy" % index), allow_pickle=False)
-            first = opened - 1  # step n is row n - 1
-            if stage["kind"] in ONCE:
-                sent[stage["name"]] = wires[first : first + tokens * steps : steps]
-            else:
+            first = builder.opens[stage["name"]] - 1  # step n is row n - 1
+            if stage["kind"] in TRAINS:
                 span = wires[first : first + tokens * steps]
                 sent[stage["name"]] = span.reshape(tokens, steps, -1)
+            else:
+                sent[stage["name"]] = wires[first : first + tokens * steps : steps]
     return sent, saturations
 
 
@@ -131,14 +196,14 @@ def compare(manifest, golden, sent):
     wrong, slots, first = 0, 0, None
     for stage in manifest["stages"]:
         name = stage["name"]
-        once = stage["kind"] in ONCE
-        expected = golden[ONCE.get(stage["kind"], "spikes/") + name]
+        train = stage["kind"] in TRAINS
+        expected = golden[("spikes/" if train else "values/") + name]
         differs = sent[name] != expected
-        slots += 0 if once else differs.size
+        slots += differs.size if train else 0
         wrong += int(differs.sum())
         if differs.any() and first is None:
             place = tuple(int(i) for i in np.argwhere(differs)[0])
-            axes = "token %d, neuron %d" if once else "token %d, step %d, neuron %d"
+            axes = "token %d, step %d, neuron %d" if train else "token %d, neuron %d"
             first = "%s: %s: Lava sent %d, expected %d" % (
                 name,
                 axes % place,

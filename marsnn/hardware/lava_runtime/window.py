@@ -1,9 +1,9 @@
-"""The window schedule: what every stage shares, whatever its neuron.
+"""The window schedule: what every population shares, whatever it computes.
 
-A token is a window of T steps. A stage opens at step `open_at + w T` for token w: it takes its sum (or its
-first current) then. A synapse delivers one step after the spike. So a stage that sums a whole train opens T
-steps after its sender, one that takes each step's current, or a gate's products, opens one step after it,
-and the first stage opens at step 2, since the input of token w is sent at step 1 + w T.
+A token is a window of T steps. A population opens at step `open_at + w T` for token w: it takes its sums, or its
+first current, then. A synapse delivers one step after the spike. So a population that sums a whole train opens T
+steps after its sender, one that takes each step's current, or a value, opens one step after it; the input of
+token w is sent at step 1 + w T. What arrives before the slowest sender waits in a delay line.
 """
 
 import numpy as np
@@ -17,138 +17,115 @@ from lava.magma.core.process.variable import Var
 LIMIT = 2**23 - 1
 
 
-class WindowProcess(AbstractProcess):
-    """Synaptic input in, spikes or sums out, in windows of T steps.
+class Population(AbstractProcess):
+    """Sums or currents in at one port or several, spikes or values out, in windows of T steps.
 
     Parameters
     ----------
-    bias, fire, amplitude : arrays [N], in the units of the state
+    neurons : N
+    bias : dict, port -> array
+    numbers : dict, what the kind needs; see the manifest
     steps : T
-    tokens : number of tokens, after which the stage is silent again
+    tokens : number of tokens, after which it is silent again
     open_at : first opening step
-    arrival, shift, decay : see the manifest
-    per_sample : tokens after which a carried state is cleared (0: after every token)
+    per_sample : tokens after which what is remembered is cleared
     zero_reset : whether a spike clears the membrane
     """
 
-    def __init__(self, *, bias, fire, amplitude, **settings):
-        super().__init__(bias=bias, fire=fire, amplitude=amplitude, **settings)
-        shape = np.shape(bias)
-        self.a_in = InPort(shape=shape)
-        self.s_out = OutPort(shape=shape)
-        self.bias = Var(shape=shape, init=bias)
-        self.fire = Var(shape=shape, init=fire)
-        self.amplitude = Var(shape=shape, init=amplitude)
-        self.acc = Var(shape=shape, init=0)
-        self.u = Var(shape=shape, init=0)
+    PORTS = {"in": "a_in"}  # noqa: RUF012
+
+    def __init__(self, *, neurons, bias, **settings):
+        super().__init__(neurons=neurons, bias=bias, **settings)
+        for port, attribute in self.PORTS.items():
+            setattr(self, attribute, InPort(shape=bias[port].shape))
+        self.s_out = OutPort(shape=(neurons,))
+        self.u = Var(shape=(neurons,), init=0)
         self.n_sat = Var(shape=(1,), init=0)
 
 
 class WindowModel(PyLoihiProcessModel):
-    """Bit-accurate arithmetic and the clock; a neuron adds `open_window` and `go_on`."""
+    """The clock, and the arithmetic of the chip; a kind adds `open` and, if it sends a train, `go_on`."""
 
     a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
-    bias: np.ndarray = LavaPyType(np.ndarray, np.int32, precision=24)
-    fire: np.ndarray = LavaPyType(np.ndarray, np.int32, precision=24)
-    amplitude: np.ndarray = LavaPyType(np.ndarray, np.int32, precision=24)
-    acc: np.ndarray = LavaPyType(np.ndarray, np.int32, precision=24)
     u: np.ndarray = LavaPyType(np.ndarray, np.int32, precision=24)
     n_sat: np.ndarray = LavaPyType(np.ndarray, np.int32)
 
     def __init__(self, proc_params):
         super().__init__(proc_params)
-        self.steps = proc_params["steps"]
-        self.tokens = proc_params["tokens"]
-        self.open_at = proc_params["open_at"]
-        self.arrival = proc_params["arrival"]
-        self.shift = proc_params["shift"]
-        self.decay = proc_params["decay"]
-        self.per_sample = proc_params["per_sample"]
-        self.zero_reset = proc_params["zero_reset"]
+        for name in ("neurons", "bias", "steps", "tokens", "open_at", "per_sample", "zero_reset"):
+            setattr(self, name, proc_params[name])
+        for name, array in proc_params["numbers"].items():
+            setattr(self, name, self.wide(array))
 
     # the clock
 
     def run_spk(self):
-        arriving = self.arriving()
+        arrived = {port: getattr(self, name).recv() for port, name in self.ports().items()}
         window, step = divmod(self.time_step - self.open_at, self.steps)
-        self.receive(arriving, step)
-        silent = window < 0 or window >= self.tokens
-        self.s_out.send(self.nothing() if silent else self.advance(window, step))
-        if step == 0:
-            self.acc[:] = 0
+        if not 0 <= window < self.tokens:
+            sent = np.zeros(self.neurons)
+        elif step == 0:
+            if window % self.per_sample == 0:
+                self.clear()
+            taken = {port: self.taken(self.wide(each) + self.bias[port]) for port, each in arrived.items()}
+            sent = self.open(**taken) if len(taken) > 1 else self.open(*taken.values())
+        else:
+            sent = self.go_on(step, {port: self.wide(each) + self.bias[port] for port, each in arrived.items()})
+        self.s_out.send(self.narrow(sent))
 
-    def arriving(self):
-        """What every accumulator gets at this step."""
-        return self.a_in.recv()
+    def ports(self):
+        return {"in": "a_in"}
 
-    def nothing(self):
-        """What a silent stage sends."""
-        return np.zeros_like(self.acc)
+    def taken(self, total):
+        """A token's sum and its bias, as the chip holds it."""
+        return self.limited(total)
 
-    def receive(self, arriving, step):
-        """Add what arrives at `step` of the window: the last arrival of a train meets the opening step."""
-        raise NotImplementedError
+    def clear(self):
+        """Forget what is remembered: a sample has ended."""
 
-    def advance(self, window, step):
-        """One step of the population: what it sends."""
-        raise NotImplementedError
+    def go_on(self, step, arrived):
+        """What is sent at the later steps of a window."""
+        return np.zeros(self.neurons)
 
-    # the arithmetic of the chip: 24-bit states, 12-bit fractions, rounding toward zero
+    # the arithmetic: 24-bit states, 12-bit fractions, rounding toward zero
 
     def wide(self, array):
-        return array.astype(np.int64)
+        return np.asarray(array).astype(np.int64)
 
-    def sent(self, array):
+    def narrow(self, array):
         return array.astype(np.int32)
 
-    def limited(self, wide):
-        kept = np.minimum(np.maximum(wide, -LIMIT), LIMIT)
+    def limited(self, wide, largest=LIMIT):
+        kept = np.minimum(np.maximum(wide, -largest), largest)
         self.n_sat += np.int32((kept != wide).sum())
         return kept
 
-    def scaled(self, arriving, extra=0):
-        return self.wide(arriving) * (1 << (self.shift + extra))
-
-    def leaked(self, state):
-        product = self.wide(state) * self.decay
-        return np.where(product < 0, -(-product // 4096), product // 4096)
-
-
-class SumModel(WindowModel):
-    """A stage that sums its train before it opens."""
-
-    def receive(self, arriving, step):
-        total = self.wide(self.acc)
-        if self.arrival == "horner":
-            total = 2 * total + self.scaled(arriving)
-        elif self.arrival == "power":
-            # Sent one step ago, so at the sender's step (step - 1) mod T.
-            total = total + self.scaled(arriving, extra=(step - 1) % self.steps)
-        else:
-            total = total + self.scaled(arriving)
-        self.acc[:] = self.limited(total)
+    def leaked(self, state, decay):
+        return divided(state * decay, 12)
 
 
 class Floating:
-    """The same stage in float64, without widths or rounding: for checking the schedule, not the chip."""
+    """The same population in float64, without widths or rounding: for checking the schedule, not the chip."""
 
     a_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
-    bias: np.ndarray = LavaPyType(np.ndarray, float)
-    fire: np.ndarray = LavaPyType(np.ndarray, float)
-    amplitude: np.ndarray = LavaPyType(np.ndarray, float)
-    acc: np.ndarray = LavaPyType(np.ndarray, float)
     u: np.ndarray = LavaPyType(np.ndarray, float)
 
     def wide(self, array):
-        return array
+        return np.asarray(array, dtype=float)
 
-    def sent(self, array):
+    def narrow(self, array):
         return array.astype(float)
 
-    def limited(self, wide):
+    def limited(self, wide, largest=LIMIT):
         return wide
 
-    def leaked(self, state):
-        return state * (self.decay / 4096)
+    def leaked(self, state, decay):
+        return state * (decay / 4096)
+
+
+def divided(wide, shift):
+    """By 2^shift, rounding toward zero."""
+    by = np.int64(1) << np.asarray(shift).astype(np.int64)
+    return np.where(wide < 0, -(-wide // by), wide // by)

@@ -1,4 +1,4 @@
-"""Source, Line and Sink: what goes into the network, what is passed on, and what came over its wires."""
+"""What lies between populations: source, delay line, synapse to one neuron, accumulator, sink."""
 
 import numpy as np
 from lava.magma.core.decorator import implements, requires, tag
@@ -10,6 +10,7 @@ from lava.magma.core.process.process import AbstractProcess
 from lava.magma.core.process.variable import Var
 from lava.magma.core.resources import CPU
 from lava.magma.core.sync.protocols.loihi_protocol import LoihiProtocol
+from window import LIMIT, divided
 
 
 class Source(AbstractProcess):
@@ -17,17 +18,15 @@ class Source(AbstractProcess):
 
     def __init__(self, *, data, steps):
         super().__init__(data=data, steps=steps)
-        self.data = Var(shape=data.shape, init=data)
         self.s_out = OutPort(shape=data.shape[1:])
 
 
 class SourceModel(PyLoihiProcessModel):
     s_out = None
-    data = None
 
     def __init__(self, proc_params):
         super().__init__(proc_params)
-        self.steps = proc_params["steps"]
+        self.steps, self.data = proc_params["steps"], proc_params["data"]
 
     def run_spk(self):
         token, step = divmod(self.time_step - 1, self.steps)
@@ -39,8 +38,7 @@ class SourceModel(PyLoihiProcessModel):
 @requires(CPU)
 @tag("fixed_pt")
 class PySourceFixed(SourceModel):
-    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=8)
-    data: np.ndarray = LavaPyType(np.ndarray, np.int32, precision=8)
+    s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=16)
 
 
 @implements(proc=Source, protocol=LoihiProtocol)
@@ -48,46 +46,152 @@ class PySourceFixed(SourceModel):
 @tag("floating_pt")
 class PySourceFloat(SourceModel):
     s_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
-    data: np.ndarray = LavaPyType(np.ndarray, float)
 
 
-class Line(AbstractProcess):
-    """Passes graded integers on as they are, one step later, as a synapse would."""
+class Wire(AbstractProcess):
+    """One number per neuron in, one out; what happens between is said by `settings`."""
 
-    def __init__(self, *, shape):
-        super().__init__(shape=shape)
-        self.s_in = InPort(shape=shape)
-        self.a_out = OutPort(shape=shape)
+    def __init__(self, *, size, **settings):
+        super().__init__(size=size, **settings)
+        self.s_in = InPort(shape=(size,))
+        self.a_out = OutPort(shape=(size,))
+        self.n_sat = Var(shape=(1,), init=0)
 
 
-class LineModel(PyLoihiProcessModel):
-    s_in = a_out = None
-    number = np.int32
+class WireModel(PyLoihiProcessModel):
+    s_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
+    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
+    n_sat: np.ndarray = LavaPyType(np.ndarray, np.int32)
+    number = np.int64
 
     def __init__(self, proc_params):
         super().__init__(proc_params)
-        self.held = np.zeros(proc_params["shape"], dtype=self.number)
+        self.own = proc_params._parameters
+        self.nothing = np.zeros(proc_params["size"], dtype=self.number)
+        self.prepare()
 
-    def run_spk(self):
-        self.a_out.send(self.held)
-        self.held = self.s_in.recv().copy()
+    def prepare(self):
+        pass
+
+    def send(self, array):
+        self.a_out.send(array.astype(np.int32))
+
+    def limited(self, wide):
+        kept = np.minimum(np.maximum(wide, -LIMIT), LIMIT)
+        self.n_sat += np.int32((kept != wide).sum())
+        return kept
 
 
-@implements(proc=Line, protocol=LoihiProtocol)
-@requires(CPU)
-@tag("fixed_pt")
-class PyLineFixed(LineModel):
-    s_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, np.int32, precision=24)
-    a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, np.int32, precision=24)
-
-
-@implements(proc=Line, protocol=LoihiProtocol)
-@requires(CPU)
-@tag("floating_pt")
-class PyLineFloat(LineModel):
+class FloatWire:
     s_in: PyInPort = LavaPyType(PyInPort.VEC_DENSE, float)
     a_out: PyOutPort = LavaPyType(PyOutPort.VEC_DENSE, float)
     number = float
+
+    def send(self, array):
+        self.a_out.send(array.astype(float))
+
+    def limited(self, wide):
+        return wide
+
+
+class Delay(Wire):
+    """Hands on what came `delay` steps ago."""
+
+
+@implements(proc=Delay, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyDelayFixed(WireModel):
+    def prepare(self):
+        self.waiting = [self.nothing] * self.own["delay"]
+
+    def run_spk(self):
+        self.waiting.append(self.s_in.recv().astype(self.number))
+        self.send(self.waiting.pop(0))
+
+
+@implements(proc=Delay, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class PyDelayFloat(FloatWire, PyDelayFixed):
+    pass
+
+
+class Each(Wire):
+    """A synapse from each sender to one neuron: times `factor`, over 2^right toward zero, one step later."""
+
+
+@implements(proc=Each, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyEachFixed(WireModel):
+    def prepare(self):
+        self.held = self.nothing
+
+    def run_spk(self):
+        self.send(self.held)
+        self.held = self.weighted(self.s_in.recv().astype(self.number))
+
+    def weighted(self, spikes):
+        return divided(spikes * self.own["factor"].astype(np.int64), self.own["right"])
+
+
+@implements(proc=Each, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class PyEachFloat(FloatWire, PyEachFixed):
+    def weighted(self, spikes):
+        return spikes * self.own["factor"]
+
+
+class Accumulator(Wire):
+    """What a synapse brings, as the population behind it takes it.
+
+    Where that takes a token's sum, it is summed here by the arrival's rule and handed on when the window opens.
+    Where it takes each step's current, that is weighed here by the step's own power of two.
+    """
+
+
+@implements(proc=Accumulator, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("fixed_pt")
+class PyAccumulatorFixed(WireModel):
+    def prepare(self):
+        self.total = self.nothing
+        self.arrival, self.steps = self.own["arrival"], self.own["steps"]
+
+    def run_spk(self):
+        step = (self.time_step - self.own["open_at"]) % self.steps
+        a = self.s_in.recv().astype(self.number) * (1 << self.own["shift"])
+        if self.arrival == "held":
+            self.total = a if step == 0 else self.total
+            self.send(self.total)
+        elif self.arrival == "stream":
+            self.send(a)
+        elif self.arrival == "stream_down":
+            self.send(a * (1 << (self.steps - 1 - step)))
+        elif self.arrival == "stream_up":
+            self.send(a * (1 << step))
+        else:
+            self.sum(a, step)
+
+    def sum(self, a, step):
+        if self.arrival == "horner":
+            self.total = self.limited(2 * self.total + a)
+        elif self.arrival == "power":  # sent one step ago, so at the sender's step (step - 1) mod T
+            self.total = self.limited(self.total + a * (1 << ((step - 1) % self.steps)))
+        else:
+            self.total = self.limited(self.total + a)
+        self.send(self.total if step == 0 else self.nothing)
+        if step == 0:
+            self.total = self.nothing
+
+
+@implements(proc=Accumulator, protocol=LoihiProtocol)
+@requires(CPU)
+@tag("floating_pt")
+class PyAccumulatorFloat(FloatWire, PyAccumulatorFixed):
+    pass
 
 
 class Sink(AbstractProcess):
@@ -106,8 +210,7 @@ class SinkModel(PyLoihiProcessModel):
 
     def __init__(self, proc_params):
         super().__init__(proc_params)
-        self.total = proc_params["total"]
-        self.path = proc_params["path"]
+        self.total, self.path = proc_params["total"], proc_params["path"]
         self.seen = []
 
     def run_spk(self):

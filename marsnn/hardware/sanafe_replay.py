@@ -124,7 +124,7 @@ def has_two_rails(stage: Stage) -> bool:
 
 
 def meets_weights(graph: IntegerGraph, synapse: Synapse) -> bool:
-    """Whether its events are synaptic operations; a value's synapse to one neuron is a multiplication instead."""
+    """Whether its events are synaptic operations; of a value to one neuron they are multiplications."""
     return synapse.form != "each" or graph.sends(synapse.source) == "train"
 
 
@@ -151,7 +151,7 @@ def refuse_numbers(graph: IntegerGraph) -> None:
             )
         if stage.kind == "lif" and stage.number("most") > 1:
             raise InputError(
-                f"{stage.name}: sends up to {stage.number('most')} spikes at once, and Loihi 1 has binary ones"
+                f"{stage.name}: sends up to {stage.number('most')} spikes at once, Loihi 1 sends one or none"
             )
 
 

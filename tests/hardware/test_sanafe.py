@@ -167,9 +167,12 @@ def test_every_count_is_equal_and_energy_to_twelve_digits(case, limits, sanafe_p
 def test_a_bundle_agrees_with_its_own_counts(sanafe_python, tmp_path):
     torch.manual_seed(0)
     layers = {
-        "fc1": nn.Linear(12, 20), "atmn": ATMN(20), "fc2": nn.Linear(20, 20), "lif": LIF(20, carry="sequence"),
+        "fc1": nn.Linear(12, 20),
+        "atmn": ATMN(20),
+        "fc2": nn.Linear(20, 20),
+        "lif": LIF(20, carry="sequence"),
         "fc3": nn.Linear(20, 4),
-    }  # fmt: skip
+    }
     bundle = export(Network(layers, skips={"fc3": "atmn"}), 2 * torch.randn(5, 2, 12), tmp_path / "bundle")
     result = validate_energy(tmp_path / "bundle")
     assert result.ok, result.text()

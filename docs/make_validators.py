@@ -1,7 +1,7 @@
 """Ask SANA-FE about four networks and write its table in docs/validators.md:  python docs/make_validators.py
 
-Needs `make sanafe`; takes two minutes. The result is kept in benchmarks/validators.json; the table stands between
-`<!-- sanafe -->` and `<!-- end -->`.
+Needs `make sanafe`; takes two minutes. The result is kept in benchmarks/validators.json; the table stands
+between `<!-- sanafe -->` and `<!-- end -->`.
 """
 
 import re
@@ -20,7 +20,7 @@ from marsnn.hardware.place import events_of, place
 
 DOCS = Path(__file__).parent
 SECTION = re.compile(r"(<!-- sanafe -->\n).*?(<!-- end -->)", flags=re.DOTALL)
-HEAD = "| network | tokens x T | synaptic events | messages | hops | largest difference |\n|---|---|---|---|---|---|"
+HEAD = "| network | tokens x T | synaptic events | messages | hops | largest difference |"
 
 
 def networks():
@@ -79,6 +79,6 @@ if __name__ == "__main__":
     rows = asked()
     write_text(DOCS.parent / "benchmarks" / "validators.json", json_text(rows))
     page = DOCS / "validators.md"
-    table = "\n".join([HEAD, *map(line, rows)])
+    table = "\n".join([HEAD, "|---|---|---|---|---|---|", *map(line, rows)])
     text = page.read_text(encoding="utf-8")
     write_text(page, SECTION.sub(lambda found: f"{found[1]}\n{table}\n\n{found[2]}", text))

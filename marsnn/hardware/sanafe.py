@@ -18,6 +18,7 @@ import numpy as np
 
 from marsnn.energy.counts import Hops, LayerCounts, OperationCounts
 from marsnn.energy.tables import load_table
+from marsnn.errors import InputError
 from marsnn.files import PathLike
 from marsnn.hardware.bundle import load
 from marsnn.hardware.place import events_of, place
@@ -149,6 +150,10 @@ def validate_run(
     refuse_numbers(graph)
     if placement is None:
         placement = place(graph, PROFILE, events_of(run))
+    if placement.fits and placement.events != "counted":
+        raise InputError(
+            f"placement: its events are {placement.events}; place(graph, traffic=events_of(run)) counts them"
+        )
     cores = on_their_chip(graph, placement) if placement.fits else in_order(graph, placement.chip)
     groups = replay(graph, inputs, run, cores, placement)
     prices = _prices(placement.fits)
@@ -158,7 +163,7 @@ def validate_run(
     counts = counts_of(graph, inputs, run)
     rows = [row for stage in graph.stages for row in _of_layer(graph, stage, counts, told, groups, cores)]
     hops = None
-    if placement.fits:
+    if placement.hops is not None:
         hops = {name: _of_all(each, len(inputs)) for name, each in placement.hops.items()}
         rows += [row for name, each in hops.items() for row in _of_mesh(name, each, told, groups)]
     # Where the input enters is not part of a placement: its messages are taken off again, at their price.

@@ -156,7 +156,7 @@ def test_every_count_is_equal_and_energy_to_twelve_digits(case, limits, sanafe_p
         assert "gate: Loihi 1 sends no graded spikes" in result.unplaced
         assert total["all, pJ"] == pytest.approx(load_table("loihi1").spiking_pj(counts.total), rel=1e-12)
         return
-    report = EnergyReport(counts, hops=placement.hops)
+    report = EnergyReport(counts, placement=placement)
     assert total["all, pJ"] == pytest.approx(len(inputs) * report.totals["loihi1"].spiking_pj, rel=1e-12)
     assert (placement.relays > 0) is (limits == "relayed" and case == "ternary")
     ways = {what for _, what in found if what.startswith("hops")}
@@ -177,10 +177,12 @@ def test_a_bundle_agrees_with_its_own_counts(sanafe_python, tmp_path):
     result = validate_energy(tmp_path / "bundle")
     assert result.ok, result.text()
     assert (result.tokens, result.unplaced, result.rails) == (10, "", ("atmn",))
-    total = bundle.report("counts")["total"]
+    total, energy = bundle.report("counts")["total"], bundle.report("energy")["total"]["energy"]["loihi1"]
     events = sum(row.sanafe for row in result.counts if row.what == "synaptic events")
     assert events == total["ac"] + total["mac"] > 0
     assert sum(row.sanafe for row in result.counts if row.what == "spikes") == total["spikes"] > 0
+    (whole,) = (row.sanafe for row in result.energy if row.what == "all, pJ")
+    assert whole == pytest.approx(10 * energy["spiking_pj"], rel=1e-12)  # the placement's hops in both
 
 
 @with_sanafe
@@ -317,6 +319,8 @@ def test_a_placement_of_something_else_is_one_line():
     placement = placed(graph, run)
     with pytest.raises(InputError, match="placement: has no place for all of atmn"):
         validate_run(graph, inputs, run, replace(placement, cores=placement.cores[1:]))
+    with pytest.raises(InputError, match="placement: its events are a guess"):
+        validate_run(graph, inputs, run, place(graph, effort=0))
     with pytest.raises(
         InputError, match=r"Loihi 2 has \d+ x \d+ tiles of 1 cores, SANA-FE's Loihi 1 8 x 4 of 4"
     ):

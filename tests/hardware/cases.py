@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from marsnn.hardware import integer
-from marsnn.hardware.bundle import _row, tensors_of
-from marsnn.hardware.integer import (
+from marsnn.hardware.bundle import stage_row, tensors_of
+from marsnn.hardware.stages import (
+    FACTOR_MAX,
+    INPUT,
     INPUT_MAX,
+    KINDS,
     LARGEST_TABLE,
+    NARROW_MAX,
     SHARE_MAX,
     STATE_MAX,
+    TURN_MAX,
     UNITY,
     WEIGHT_MAX,
-    Gate,
+    WIDE_INPUT_MAX,
+    Convolution,
     IntegerGraph,
     Stage,
+    Synapse,
 )
 
-NONE = np.zeros(0, dtype=np.int64)
+LIF_NAMES = ("lif", "cuba", "alif", "integer", "ternary")
 
 
 @dataclass(frozen=True)
@@ -34,166 +44,476 @@ class Case:
     inputs: np.ndarray
 
 
-def random_case(seed: int) -> Case:
-    """1 to 5 layers, T from 1 to 8, every arrival, zero and negative weights, at times saturating."""
-    rng = np.random.default_rng(seed)
-    layers = 1 + seed % 5
-    steps = 1 + (seed // 2) % 8
-    per_sample = int(rng.integers(1, 4))
-    tokens = per_sample * int(rng.integers(1, 4))
-    width = int(rng.integers(2, 9))
-    inputs = rng.integers(-INPUT_MAX, INPUT_MAX + 1, (tokens, width))
-    inputs[rng.random(inputs.shape) < 0.2] = 0
-    saturating = seed % 4 == 3
-    signal, sender = inputs[:, None, :], None
-    stages: list[Stage] = []
-    for index in range(layers):
-        last = index == layers - 1
-        kinds = ["atmn", "atmn", "lif"] + (["readout"] * 2 if last and layers > 1 else [])
-        kind = str(rng.choice(kinds))
-        neurons = int(rng.integers(2, 13))
-        weight = rng.integers(-WEIGHT_MAX, WEIGHT_MAX + 1, (neurons, width))
-        weight[rng.random(weight.shape) < 0.25] = 0
-        decay = int(rng.choice([2 * UNITY, UNITY, UNITY // 2]))
-        if kind == "lif":
-            decay = int(rng.integers(0, UNITY + 1))
-        shift = int(rng.integers(8, 13)) if saturating else int(rng.integers(0, 5))
-        draft = Stage(
-            f"stage{index}", f"linear{index}", kind, _arrival(kind, sender), weight,
-            rng.integers(-60, 61, neurons) << shift, NONE, NONE, shift, decay,
+# ---- random graphs -----------------------------------------------------------------------------------
+
+
+class Maker:
+    """A graph that grows stage by stage, each on what the stages before it really send."""
+
+    def __init__(
+        self, seed: int, steps: int, shape: tuple[int, ...], samples: int, per_sample: int,
+        saturating: bool = False, wide: bool = False,
+    ) -> None:  # fmt: skip
+        self.rng = np.random.default_rng(seed)
+        self.saturating = saturating
+        most = WIDE_INPUT_MAX if wide else INPUT_MAX
+        self.graph = IntegerGraph(steps, shape, (), per_sample, most)
+        self.inputs = self.rng.integers(-most, most + 1, (samples * per_sample, int(np.prod(shape))))
+        self.inputs[self.rng.random(self.inputs.shape) < 0.2] = 0
+        self.sent: dict[str, np.ndarray] = {INPUT: self.inputs}
+        self.shapes: dict[str, tuple[int, ...]] = {INPUT: shape}
+
+    def case(self, name: str) -> Case:
+        return Case(name, self.graph, self.inputs)
+
+    def weighable(self, source: str) -> bool:
+        """Whether a matrix of weights may take what a sender sends."""
+        if source == INPUT:
+            return self.graph.input_max <= INPUT_MAX
+        return self.graph[source].kind in ("atmn", "lif", "count")
+
+    # synapses
+
+    def arrival(self, kind: str, source: str) -> str:
+        step = KINDS[kind].takes == "step"
+        if self.graph.sends(source) == "value":
+            return "held" if step else "value"
+        stage = self.graph[source]
+        decay = stage.number("decay") if stage.kind == "atmn" else UNITY
+        if decay == UNITY:
+            return "stream" if step else "sum"
+        if decay == 2 * UNITY:
+            return "stream_down" if step else "horner"
+        return "stream_up" if step else "power"
+
+    def shift(self) -> int:
+        return int(self.rng.integers(8, 12)) if self.saturating else int(self.rng.integers(0, 5))
+
+    def codes(self, *shape: int) -> np.ndarray:
+        weight = self.rng.integers(-WEIGHT_MAX, WEIGHT_MAX + 1, shape)
+        weight[self.rng.random(weight.shape) < 0.25] = 0
+        return weight
+
+    def dense(self, name: str, kind: str, port: str, source: str, size: int) -> Synapse:
+        weight = self.codes(size, self.graph.size(source))
+        return Synapse(name, source, port, "dense", self.arrival(kind, source), weight, self.shift())
+
+    def each(self, name: str, kind: str, port: str, source: str) -> Synapse:
+        """Factors that bring what is sent to some thousands."""
+        rng, size = self.rng, self.graph.size(source)
+        sent = int(max(np.abs(self.sent[source]).max(), 1))
+        target = 2 ** int(rng.integers(21, 23) if self.saturating else rng.integers(9, 15))
+        right = rng.integers(0, 20, size) if sent > 1 else rng.integers(0, 4, size)
+        factor = rng.uniform(-1.5, 1.5, size) * target / sent * 2.0**right
+        factor = np.clip(np.round(factor), -FACTOR_MAX, FACTOR_MAX).astype(np.int64)
+        return Synapse(name, source, port, "each", self.arrival(kind, source), factor, 0, right)
+
+    def conv(
+        self, name: str, kind: str, port: str, source: str, target: tuple[int, ...] | None = None
+    ) -> Synapse | None:
+        """A kernel; None where no kernel of the ones tried ends in the shape of `target`."""
+        rng, image = self.rng, self.shapes[source]
+        rank = len(image) - 1
+        if rank not in (1, 2):
+            return None
+        for _ in range(20):
+            size, stride, dilation, padding = (
+                tuple(int(x) for x in rng.integers(*ends, rank)) for ends in ((1, 4), (1, 3), (1, 3), (0, 3))
+            )
+            out = tuple(
+                (n + 2 * p - d * (k - 1) - 1) // s + 1
+                for n, p, d, k, s in zip(image[1:], padding, dilation, size, stride, strict=True)
+            )
+            groups = int(rng.choice([g for g in (1, 2, image[0]) if image[0] % g == 0]))
+            channels = groups * int(rng.integers(1, max(2, 5 // groups)))
+            shape = (channels, *out)
+            if target is not None:
+                if len(target) != rank + 1 or target[0] % groups or target[1:] != out:
+                    continue
+                shape = target
+            if min(out) < 1 or (target is None and np.prod(shape) < np.prod(image) / 4):
+                continue
+            weight = self.codes(shape[0], image[0] // groups, *size)
+            moves = Convolution(image, shape, stride, padding, dilation, groups)
+            return Synapse(
+                name, source, port, "conv", self.arrival(kind, source), weight, self.shift(), None, moves
+            )
+        return None
+
+    def synapses(
+        self, name: str, kind: str, port: str, shape: tuple[int, ...] | None, sources: Sequence[str], flat: int
+    ) -> tuple[tuple[Synapse, ...], tuple[int, ...]]:
+        """From each source to a port; the first one sets the shape where none is given.
+
+        A source that has neither weights nor the port's size can't be joined and is left out.
+        """
+        found: list[Synapse] = []
+        for source in [*sources, INPUT, *reversed(list(self.sent))]:
+            if len(found) >= len(sources) or (found and source not in sources):
+                break
+            label = f"{name}.{port}{len(found)}"
+            options: list[Callable[[], Synapse | None]] = []
+            fits = shape is None or self.graph.size(source) == np.prod(shape)
+            if self.weighable(source):
+                if self.graph.size(source) <= 400:
+                    options.append(
+                        lambda label=label, source=source: self.dense(
+                            label, kind, port, source, int(np.prod(shape)) if shape else flat
+                        )
+                    )
+                if len(self.shapes[source]) > 1:
+                    options = [
+                        lambda label=label, source=source: self.conv(label, kind, port, source, shape),
+                        *options,
+                    ]
+            if fits:
+                options.append(lambda label=label, source=source: self.each(label, kind, port, source))
+            if self.rng.random() < 0.5:
+                options.reverse()
+            for option in options:
+                synapse = option()
+                if synapse is None:
+                    continue
+                if shape is None:
+                    shape = (flat,) if synapse.form == "dense" else self.shapes[source]
+                    shape = synapse.conv.target if synapse.conv is not None else shape
+                found.append(synapse)
+                break
+        assert found and shape is not None
+        return tuple(found), shape
+
+    # stages
+
+    def add(self, kind: str, sources: Sequence[str], flat: int, like: str | None = None) -> str:
+        """A stage behind some of the others; `like` is a kind of LIF neuron."""
+        name = f"s{len(self.graph.stages)}.{like or kind}"
+        rng = self.rng
+        synapses: tuple[Synapse, ...] = ()
+        sizes: dict[str, int] = {}
+        shape: tuple[int, ...] | None = None
+        axes: dict[str, int] = {}
+        if kind == "ssd":
+            heads = int(rng.choice([1, 2, 4]))
+            groups = int(rng.choice([g for g in (1, 2, 4) if heads % g == 0]))
+            columns = max(1, flat // heads)
+            axes = {"N": heads * columns, "H": heads, "G": groups * 2 * int(rng.integers(1, 3)), "groups": groups}
+        for port, axis in KINDS[kind].ports.items():
+            wanted = (axes[axis],) if axis in axes else shape
+            own, made = self.synapses(name, kind, port, wanted, sources, flat)
+            shape = made if axis == "N" else shape
+            sizes[port] = int(np.prod(made))
+            synapses += own
+        assert shape is not None
+        size = 2 ** int(rng.integers(16, 20)) if self.saturating else 2 ** int(rng.integers(3, 11))
+        bias = {port: rng.integers(-size, size + 1, n) for port, n in sizes.items()}
+        stage = Stage(
+            name, kind, shape, synapses, bias, {},
             str(rng.choice(["subtract", "zero"])), str(rng.choice(["token", "sequence"])),
         )  # fmt: skip
-        # Levels at a quantile of what really arrives, so that neurons fire, but not always.
-        arriving = integer.arrive(draft, signal)
-        if kind != "lif":
-            arriving, _ = integer.accumulate(draft, arriving)
-        typical = np.maximum(1, np.quantile(np.abs(arriving), rng.uniform(0.1, 0.6)))
-        level = np.clip(rng.uniform(0.5, 1.5, neurons) * typical, 1, STATE_MAX).astype(np.int64)
-        ratio = float(rng.choice([0.5, 1.0, 1.0, 1.3]))
-        fire = np.clip(level * ratio, 1, STATE_MAX).astype(np.int64)
-        levels = {} if kind == "readout" else {"fire": fire, "amplitude": level}
-        stage = Stage(**{**draft.__dict__, **levels})
-        stages.append(stage)
-        graph = IntegerGraph(steps, tuple(stages), per_sample)
-        signal, _ = integer.run_stage(graph, stage, signal)
-        sender, width = stage, neurons
-        if kind == "readout":
-            break
-    return Case(f"random{seed}", IntegerGraph(steps, tuple(stages), per_sample), inputs)
+        arrived = {port: integer.arrive(self.graph, stage, port, self.sent)[0] for port in sizes}
+        arrays = getattr(self, kind)(stage, arrived, axes=axes, like=like)
+        stage = replace(stage, arrays={key: np.asarray(array, dtype=np.int64) for key, array in arrays.items()})
+        self.graph = replace(self.graph, stages=(*self.graph.stages, stage))
+        self.shapes[name] = shape
+        self.sent[name], _ = integer.run_stage(self.graph, stage, self.sent)
+        return name
+
+    def levels(self, arriving: np.ndarray, neurons: int) -> np.ndarray:
+        """At a quantile of what really arrives, so that neurons fire, but not always."""
+        typical = np.maximum(1, np.quantile(np.abs(arriving), self.rng.uniform(0.2, 0.6)))
+        level = self.rng.uniform(0.5, 1.5, neurons) * typical
+        return np.clip(level, 1, STATE_MAX // 2).astype(np.int64)
+
+    def atmn(self, stage: Stage, arrived: dict, **_: Any) -> dict:
+        level = self.levels(arrived["in"], stage.neurons)
+        ratio = float(self.rng.choice([0.5, 1.0, 1.0, 1.3]))
+        decay = self.rng.choice([2 * UNITY, UNITY, UNITY // 2])
+        return {"fire": np.maximum(level * ratio, 1), "amplitude": level, "decay": decay}
+
+    def count(self, stage: Stage, arrived: dict, **_: Any) -> dict:
+        K = int(self.rng.integers(1, 6))
+        levels = np.stack([self.levels(arrived["in"], stage.neurons) for _ in range(K)], 1)
+        levels[self.rng.random(levels.shape) < 0.1] = STATE_MAX + 1
+        return {"levels": levels, "worth": self.rng.integers(1, 40, K)}
+
+    def lif(self, stage: Stage, arrived: dict, like: str = "lif", **_: Any) -> dict:
+        rng, N = self.rng, stage.neurons
+        level = self.levels(arrived["in"], N)
+        ratio = float(rng.choice([0.5, 1.0, 1.3]))
+
+        def decays(top: int = UNITY) -> np.ndarray:
+            found = rng.integers(0, top + 1, N)
+            found[rng.random(N) < 0.1] = rng.choice([0, top])
+            return found
+
+        none = np.zeros(N, dtype=np.int64)
+        adapts = like == "alif" or (like == "integer" and rng.random() < 0.5)
+        return {
+            "fire": np.maximum(level * ratio, 1),
+            "amplitude": level,
+            "decay": decays(),
+            "current_decay": decays(UNITY - 500) if like == "cuba" or rng.random() < 0.2 else none,
+            "adaptation": (level * rng.uniform(0, 1.5, N)).astype(np.int64) if adapts else none,
+            "adaptation_decay": decays() if adapts else none,
+            "most": int(rng.integers(2, 6)) if like == "integer" else 1,
+            "signed": {"ternary": 1, "integer": int(rng.integers(0, 2))}.get(like, 0),
+        }
+
+    def sum(self, stage: Stage, arrived: dict, **_: Any) -> dict:
+        return {}
+
+    def places(self, arrived: np.ndarray, entries: int) -> tuple[np.ndarray, np.ndarray]:
+        """Multipliers and shifts with which the largest argument rests inside a table, or beyond it."""
+        largest = np.maximum(np.abs(arrived).max(axis=0), 1)
+        shift = self.rng.integers(0, 16, len(largest))
+        factor = entries // 2 * self.rng.uniform(0.3, 2.0, len(largest)) * 2.0**shift / largest
+        return np.clip(factor, 1, 2**24 - 1).astype(np.int64), shift
+
+    def gate(self, stage: Stage, arrived: dict, **_: Any) -> dict:
+        """The table is random, so that each of its places can be told from the next."""
+        rng, N = self.rng, stage.neurons
+        g, u = (np.maximum(np.abs(arrived[port]).max(axis=0), 1) for port in ("argument", "factor"))
+        entries = int(rng.choice([3, 101, 511, LARGEST_TABLE]))
+        multiplier, shift = self.places(arrived["argument"], entries)
+        bits = np.floor(np.log2(g.astype(float) * u * SHARE_MAX)).astype(np.int64)
+        product_shift = np.clip(bits - rng.integers(8, 26, N), 0, 62)
+        largest = np.minimum(g * u * SHARE_MAX >> product_shift, STATE_MAX)
+        return {
+            "multiplier": multiplier, "argument_shift": shift, "product_shift": product_shift,
+            "level": (largest * rng.uniform(0, 0.2, N)).astype(np.int64) * int(rng.integers(0, 2)),
+            "table": rng.integers(0, SHARE_MAX + 1, entries),
+        }  # fmt: skip
+
+    def norm(self, stage: Stage, arrived: dict, **_: Any) -> dict:
+        rng, N = self.rng, stage.neurons
+        power = int(np.mean(arrived["in"].astype(float) ** 2))
+        return {
+            "center": rng.integers(0, 2),
+            "epsilon": rng.integers(0, max(min(power, 2**45), 1) + 1) if rng.random() < 0.7 else 0,
+            "sign": rng.choice([-1, 1, 1, 1, 0], N),
+            "offset": rng.integers(-5000, 5001, N),
+        }
+
+    def s4d(self, stage: Stage, arrived: dict, **_: Any) -> dict:
+        rng, N, M = self.rng, stage.neurons, int(self.rng.integers(1, 5))
+        size = np.trunc(rng.uniform(0.5, 1.0, (N, M)) * TURN_MAX)
+        angle = rng.uniform(-np.pi, np.pi, (N, M))
+        x = int(np.abs(arrived["in"]).max()) + 1
+        bits = 23 - x.bit_length() - (0 if self.saturating else 3)
+        enter = np.clip(bits - rng.integers(0, 4, (N, M)), -22, 22)
+        read = rng.integers(6, 15, (N, 1))
+        return {
+            "real": np.trunc(size * np.cos(angle)), "imaginary": np.trunc(size * np.sin(angle)),
+            "enter_left": np.maximum(enter, 0), "enter_right": np.maximum(-enter, 0),
+            "out_real": rng.integers(-(2**read), 2**read + 1, (N, M)),
+            "out_imaginary": rng.integers(-(2**read), 2**read + 1, (N, M)),
+            "skip": rng.integers(-FACTOR_MAX, FACTOR_MAX + 1, N) >> rng.integers(0, 22, N),
+            "out_shift": np.clip(read[:, 0] - rng.integers(0, 6, N), 0, 62),
+        }  # fmt: skip
+
+    def ssd(self, stage: Stage, arrived: dict, axes: dict, **_: Any) -> dict:
+        rng, H, state = self.rng, axes["H"], axes["G"] // axes["groups"]
+        ports = ("values", "keys", "queries")
+        raw = np.maximum(np.concatenate([np.abs(arrived[port]).max(axis=0) for port in ports]), 1)
+        K, C = int(rng.integers(1, 5)), len(raw)
+        entries = int(rng.choice([3, 101, LARGEST_TABLE]))
+        multiplier, argument_shift = self.places(arrived["forgetting"], entries)
+        tap_shift = rng.integers(4, 12, C)
+        # up to some thousands behind the convolution, or, where it saturates, beyond 16 bits
+        target = 2.0 ** (16 if self.saturating else 12)
+        taps = rng.uniform(-1, 1, (K, C)) * target * 2.0**tap_shift / raw
+        turns = rng.random() < 0.5
+        angle = rng.uniform(-np.pi, np.pi, state // 2)
+        scaled = int(rng.integers(0, 2))
+        enter = (15 if scaled else 0) + rng.integers(-1, 6, H) + (2 if self.saturating else 0)
+        return {
+            "taps": np.clip(np.round(taps), -FACTOR_MAX, FACTOR_MAX),
+            "tap_bias": rng.integers(-500, 501, C) * 2**tap_shift,
+            "tap_shift": tap_shift,
+            "multiplier": multiplier, "argument_shift": argument_shift,
+            "table": rng.integers(0, SHARE_MAX, entries),
+            "cosine": np.trunc(np.cos(angle) * TURN_MAX) if turns else [],
+            "sine": np.trunc(np.sin(angle) * TURN_MAX) if turns else [],
+            "scaled": scaled, "groups": axes["groups"],
+            "enter_left": np.maximum(-enter, 0), "enter_right": np.maximum(enter, 0),
+            "skip": rng.integers(-(2**22), 2**22, H),
+            "out_shift": rng.integers(10, 18, H),
+        }  # fmt: skip
 
 
-def _arrival(kind: str, sender: Stage | None) -> str:
-    step = kind == "lif"
-    if sender is None:
-        return "held" if step else "once"
-    if sender.kind == "lif" or sender.decay == UNITY:
-        return "stream" if step else "sum"
-    if sender.decay == 2 * UNITY:
-        return "stream_down" if step else "horner"
-    return "stream_up" if step else "power"
+def random_case(seed: int, large: bool = False) -> Case:
+    """2 to 7 stages, T from 1 to 8: every kind, form and arrival, skips, several synapses to a port.
+
+    Every fourth saturates. A large one has hundreds of neurons, and mostly ones that spike.
+    """
+    rng = np.random.default_rng(5000 + seed)
+    steps = (4, 8)[seed % 2] if large else 1 + (seed // 2) % 8
+    stages = 5 if large else 2 + seed % 6
+    flat = int(rng.integers(200, 321)) if large else int(rng.integers(3, 10))
+    pixel = int(rng.integers(9, 12)) if large else int(rng.integers(3, 5))
+    shapes = [(flat,), (2, pixel * pixel // 2) if large else (2, 5), (2, pixel, pixel)]
+    shape = shapes[int(rng.integers(0, 3))]
+    samples, per_sample = (12, 2) if large else (int(rng.integers(1, 4)), int(rng.integers(1, 5)))
+    maker = Maker(
+        seed, steps, shape, samples, per_sample, saturating=seed % 4 == 3, wide=not large and seed % 9 == 8
+    )
+    likes = [LIF_NAMES[(seed + k) % 5] for k in range(stages)]
+    others = ["count", "sum", "gate", "norm", "s4d", "ssd"]
+    for k in range(stages):
+        chance = 0.8 if large else 0.5
+        spiking = rng.random() < chance or (k == 1 and maker.graph.stages[0].sends == "value")
+        spiking = spiking or (k == 0 and not maker.weighable(INPUT))  # a train that weights can take
+        kind = str(rng.choice(["atmn", "lif"])) if spiking else str(rng.choice(others))
+        width = flat if large else int(rng.integers(2, 12))
+        senders = list(maker.sent)
+        number = int(rng.choice([1, 1, 2, 3]))
+        sources = [senders[-1], *rng.permutation(senders[:-1])[: number - 1].tolist()]
+        maker.add(kind, sources, width, likes[k] if kind == "lif" else None)
+    return maker.case(f"{'large' if large else 'random'}{seed}")
 
 
-def boundary_case(decay: int, steps: int) -> Case:
-    """One ATMN neuron per boundary: inputs at, just below and just above every level a spike can need.
+# ---- directed graphs ---------------------------------------------------------------------------------
 
-    The weight is 1 and a bias brings each neuron to its exact current; the input is only 0, 1 or -1.
+SIGNS = np.array([[0], [1], [-1]])
+"""Inputs of one feature that push what a bias holds on a boundary across it."""
+
+
+def whole(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array, dtype=np.int64) for name, array in arrays.items()}
+
+
+def held_by_bias(name: str, kind: str, currents: Iterable[int], arrays: dict[str, Any], **settings: Any) -> Stage:
+    """A neuron for each current, which its bias brings; the only input is added to it."""
+    bias = np.array(list(currents), dtype=np.int64)
+    weight = np.ones((len(bias), 1), dtype=np.int64)
+    arrival = "held" if kind == "lif" else "value"
+    synapse = Synapse(f"{name}.w", INPUT, "in", "dense", arrival, weight)
+    return Stage(name, kind, (len(bias),), (synapse,), {"in": bias}, whole(arrays), **settings)
+
+
+def identity(name: str, source: str, port: str, size: int, arrival: str = "value", factor: int = 1) -> Synapse:
+    return Synapse(
+        name, source, port, "each", arrival, np.full(size, factor), 0, np.zeros(size, dtype=np.int64)
+    )  # fmt: skip
+
+
+def atmn_boundary_case(steps: int) -> Case:
+    """Currents at, just below and just above every level that a spike can need, for each tau; and counts.
+
+    A count's levels are those of an ATMN with tau = 1.
     """
     level = 1001  # odd, so that halving rounds
-    currents = set()
-    for m in range(1, steps + 1):
-        exact = {
-            UNITY // 2: level * (2**m - 1),
-            UNITY: level * m,
-            2 * UNITY: -(-level * m // 2 ** (steps - 1)),
-        }[decay]
-        currents |= {exact + offset for offset in (-2, -1, 0, 1, 2)}
-    currents |= {0, 1, level - 1, level, level + 1, 2 * level, STATE_MAX - 1, STATE_MAX}
-    both = sorted({sign * min(current, STATE_MAX) for current in currents for sign in (1, -1)})
-    bias = np.array(both, dtype=np.int64)
-    neurons = len(bias)
-    stage = Stage(
-        "atmn", "linear", "atmn", "once", np.eye(neurons, dtype=np.int64), bias,
-        np.full(neurons, level), np.full(neurons, level), 0, decay,
-    )  # fmt: skip
-    inputs = np.stack([np.zeros(neurons, int), np.ones(neurons, int), -np.ones(neurons, int)])
-    return Case(f"boundary-decay{decay}-T{steps}", IntegerGraph(steps, (stage,), 1), inputs)
+    stages = []
+    for decay in (UNITY // 2, UNITY, 2 * UNITY):
+        currents = set()
+        for m in range(1, steps + 1):
+            exact = {
+                UNITY // 2: level * (2**m - 1),
+                UNITY: level * m,
+                2 * UNITY: -(-level * m // 2 ** (steps - 1)),
+            }[decay]
+            currents |= {exact + offset for offset in (-2, -1, 0, 1, 2)}
+        currents |= {0, 1, level - 1, level, level + 1, 2 * level, STATE_MAX - 1, STATE_MAX}
+        both = sorted({sign * min(current, STATE_MAX) for current in currents for sign in (1, -1)})
+        levels = np.full(len(both), level)
+        arrays: dict[str, Any] = {"fire": levels, "amplitude": levels, "decay": decay}
+        stages.append(held_by_bias(f"atmn{decay}", "atmn", both, arrays))
+        if decay == UNITY:
+            ladder = np.tile(level * np.arange(1, steps + 1), (len(both), 1))
+            worth = np.arange(1, steps + 1)
+            stages.append(held_by_bias("count", "count", both, {"levels": ladder, "worth": worth}))
+    return Case(f"boundary-atmn-T{steps}", IntegerGraph(steps, (1,), tuple(stages)), SIGNS)
 
 
-def lif_boundary_case(decay: int, reset: str) -> Case:
-    """One LIF neuron per current around the values at which it fires first in step 1, 2, ..."""
+def lif_arrays(size: int, fire: Any, amplitude: Any, decay: int, **others: Any) -> dict[str, Any]:
+    """A LIF's numbers, where `others` are those that differ."""
+    names = ("current_decay", "adaptation", "adaptation_decay")
+    wide = {"fire": fire, "amplitude": amplitude, "decay": decay} | dict.fromkeys(names, 0)
+    wide |= {name: others[name] for name in names if name in others}
+    arrays = {name: np.broadcast_to(value, (size,)).copy() for name, value in wide.items()}
+    return arrays | {"most": others.get("most", 1), "signed": others.get("signed", 0)}
+
+
+def first_spikes(level: int, decay: int, current_decay: int, steps: int) -> list[int]:
+    """The least constant current that fires within 1, 2, ... steps."""
+
+    def fires(current: int, within: int) -> bool:
+        u = i = 0
+        for _ in range(within):
+            i = i * current_decay // UNITY + current
+            u = u * decay // UNITY + i
+            if u >= level:
+                return True
+        return False
+
+    found = []
+    for within in range(1, steps + 1):
+        low, high = 0, level  # `high` fires, `low` doesn't
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if fires(middle, within) else (middle, high)
+        found.append(high)
+    return found
+
+
+def around(values: Iterable[int]) -> list[int]:
+    return sorted({sign * (value + d) for value in values for d in (-2, -1, 0, 1, 2) for sign in (1, -1)})
+
+
+def lif_boundary_case() -> Case:
+    """Currents at which neurons fire first in step 1, 2, ..., for both resets, with and without a memory."""
     steps, level = 6, 1001
-    currents = sorted(
-        {sign * (level // m + offset) for m in range(1, 8) for offset in (-1, 0, 1) for sign in (1, -1)}
-    )
-    neurons = len(currents)
-    stage = Stage(
-        "lif", "linear", "lif", "held", np.eye(neurons, dtype=np.int64), np.array(currents),
-        np.full(neurons, level), np.full(neurons, level), 0, decay, reset, "sequence",
-    )  # fmt: skip
-    inputs = np.stack([np.zeros(neurons, int), np.ones(neurons, int), -np.ones(neurons, int)])
-    return Case(f"lif-decay{decay}-{reset}", IntegerGraph(steps, (stage,), 3), inputs)
+    stages = []
+    for decay in (3001, UNITY):
+        for current_decay in (0, 2500):
+            currents = around(first_spikes(level, decay, current_decay, steps))
+            for reset in ("subtract", "zero"):
+                arrays = lif_arrays(len(currents), level, level, decay, current_decay=current_decay)
+                name = f"lif{decay}.{current_decay}.{reset}"
+                carry = "sequence" if current_decay or reset == "zero" else "token"
+                stages.append(held_by_bias(name, "lif", currents, arrays, reset=reset, carry=carry))
+    graph = IntegerGraph(steps, (1,), tuple(stages), 3)
+    return Case("boundary-lif", graph, SIGNS)
 
 
-def random_gate_case(seed: int) -> Case:
-    """[ATMN or LIF ->] gate -> ATMN -> readout or ATMN: T from 1 to 8, every tau, with and without a level.
+def threshold_case() -> Case:
+    """ALIF: a threshold that is raised exactly to what the membrane has in the second step, or third.
 
-    The table is random, so that each of its places can be told from the next. Every fourth case saturates.
+    Without leaks, h = c in the first step, where the neuron fires and loses 10; then h = 2 c - 10, and the
+    threshold is the first one plus the adaptation (in the third step, of what is left of it).
     """
-    rng = np.random.default_rng(1000 + seed)
-    steps, tokens = 1 + seed % 8, int(rng.integers(2, 6))
-    saturating = seed % 4 == 3
-    width, neurons = int(rng.integers(2, 9)), int(rng.integers(2, 10))
-    inputs = rng.integers(-INPUT_MAX, INPUT_MAX + 1, (tokens, width))
-    stages: list[Stage] = []
-    sender = None
-    if seed % 5:  # else the gate stands on the input itself
-        kind = "lif" if seed % 5 == 4 else "atmn"
-        decay = int(rng.integers(0, UNITY + 1)) if kind == "lif" else _decay(rng)
-        level = rng.integers(500, 8000, width)
-        sender = Stage(
-            "stage0", "linear0", kind, _arrival(kind, None), _weights(rng, width, width),
-            rng.integers(-60, 61, width), level, level, 0, decay,
-        )  # fmt: skip
-        stages.append(sender)
-    shift = int(rng.integers(14, 18)) if saturating else int(rng.integers(0, 4))
-    draft = Stage(
-        "gate", "gate", "gate", _arrival("gate", sender), _weights(rng, 2 * neurons, width),
-        rng.integers(-60, 61, 2 * neurons) << shift, NONE, NONE, shift,
-    )  # fmt: skip
-    signal, _ = _signal(IntegerGraph(steps, tuple(stages)), inputs)
-    acc, _ = integer.accumulate(draft, integer.arrive(draft, signal))
-    g, u = np.split(np.maximum(np.abs(acc + draft.bias).max(axis=0), 1), 2)
-    entries = int(rng.choice([3, 101, 511, LARGEST_TABLE]))
-    # The largest argument comes to rest somewhat inside the table, or beyond it; the largest product above
-    # 24 bits, or far below.
-    argument_shift = rng.integers(0, 16, neurons)
-    multiplier = entries // 2 * rng.uniform(0.3, 2.0, neurons) * 2.0**argument_shift / g
-    bits = np.floor(np.log2(g.astype(float) * u * SHARE_MAX)).astype(np.int64)
-    product_shift = np.clip(bits - rng.integers(8, 26, neurons), 0, 62)
-    largest = np.minimum(g * u * SHARE_MAX >> product_shift, STATE_MAX)
-    gate = Gate(
-        np.clip(multiplier, 1, 2**24 - 1).astype(np.int64), argument_shift, product_shift,
-        (largest * rng.uniform(0, 0.2, neurons)).astype(np.int64) * int(rng.integers(0, 2)),
-        rng.integers(0, SHARE_MAX + 1, entries),
-    )  # fmt: skip
-    stages.append(Stage(**{**draft.__dict__, "gate": gate}))
-    signal, _ = _signal(IntegerGraph(steps, tuple(stages)), inputs)
-    typical = np.maximum(1, np.quantile(np.abs(signal[:, 0]), 0.6, axis=0)).astype(np.int64)
-    amplitude = np.clip(typical * rng.uniform(0.5, 1.5, neurons), 1, STATE_MAX // 2).astype(np.int64)
-    fire = np.maximum(1, (amplitude * rng.choice([0.5, 1.0])).astype(np.int64))
-    behind = Stage(
-        "behind", "behind.input", "atmn", "direct", np.zeros((neurons, 0), int), np.zeros(neurons, int),
-        fire, amplitude, 0, _decay(rng),
-    )  # fmt: skip
-    stages.append(behind)
-    outputs, kind = int(rng.integers(2, 6)), ("readout", "atmn", "lif")[seed % 3]
-    level = NONE if kind == "readout" else rng.integers(50, 900, outputs)
-    last = Stage(
-        "last", "down", kind, _arrival(kind, behind), _weights(rng, outputs, neurons),
-        rng.integers(-60, 61, outputs), level, level, 0, UNITY if kind == "lif" else _decay(rng),
-    )  # fmt: skip
-    stages.append(last)
-    return Case(f"gate{seed}", IntegerGraph(steps, tuple(stages)), inputs)
+    fire, lost = 300, 10
+    stages = []
+    for adaptation_decay in (UNITY, 3001, 0):
+        rows = []
+        for c in (301, 444, 800):
+            for d in (-1, 0, 1):
+                raised = 2 * c - lost - fire + d
+                rows.append((c, raised))
+                # no spike in the second step, so what is left stands against 3 c - 10 in the third
+                if adaptation_decay:
+                    rows.append((c, -(-(3 * c - lost - fire + d) * UNITY // adaptation_decay)))
+        rows += [(-c, raised) for c, raised in rows]
+        currents, adaptation = (list(each) for each in zip(*rows, strict=True))
+        for signed in (0, 1):
+            arrays = lif_arrays(
+                len(rows), fire, lost, UNITY, adaptation=adaptation, adaptation_decay=adaptation_decay,
+                signed=signed,
+            )  # fmt: skip
+            stages.append(held_by_bias(f"alif{adaptation_decay}.{signed}", "lif", currents, arrays))
+    return Case("boundary-alif", IntegerGraph(5, (1,), tuple(stages)), SIGNS)
+
+
+def levels_case() -> Case:
+    """IntegerLIF and TernaryLIF: each level reached exactly, one below, one above, on both sides."""
+    stages = []
+    for fire, amplitude in ((1000, 1000), (500, 1001), (1300, 1000)):
+        currents = around(fire + k * amplitude for k in range(6))
+        for most, signed, reset in ((4, 0, "subtract"), (4, 1, "subtract"), (4, 1, "zero"), (1, 1, "subtract")):
+            arrays = lif_arrays(len(currents), fire, amplitude, 2001, most=most, signed=signed)
+            name = f"most{most}.{signed}.{fire}.{reset}"
+            stages.append(held_by_bias(name, "lif", currents, arrays, reset=reset, carry="sequence"))
+    return Case("boundary-levels", IntegerGraph(3, (1,), tuple(stages), 3), SIGNS)
 
 
 def gate_boundary_case(steps: int) -> Case:
@@ -221,50 +541,330 @@ def gate_boundary_case(steps: int) -> Case:
     g, multiplier, argument_shift, u, product_shift, level = (
         np.array(each) for each in zip(*rows, strict=True)
     )
-    neurons = len(rows)
-    weight = np.concatenate([np.eye(neurons, dtype=np.int64), -np.eye(neurons, dtype=np.int64)])
-    gate = Gate(multiplier, argument_shift, product_shift, level, table)
-    bias = np.concatenate([g, u])
-    first = Stage("gate", "gate", "gate", "once", weight, bias, NONE, NONE, gate=gate)
-    levels = np.full(neurons, 500)
+    N = len(rows)
+    arrays = {
+        "multiplier": multiplier, "argument_shift": argument_shift, "product_shift": product_shift,
+        "level": level, "table": table,
+    }  # fmt: skip
+    synapses = (
+        Synapse("gate.argument", INPUT, "argument", "dense", "value", np.ones((N, 1), dtype=np.int64)),
+        Synapse("gate.factor", INPUT, "factor", "dense", "value", -np.ones((N, 1), dtype=np.int64)),
+    )
+    gate = Stage("gate", "gate", (N,), synapses, {"argument": g, "factor": u}, whole(arrays))
+    levels = np.full(N, 500)
     behind = Stage(
-        "behind", "behind.input", "atmn", "direct", np.zeros((neurons, 0), int), np.zeros(neurons, int),
-        levels, levels, 0, 2 * UNITY,
+        "behind", "atmn", (N,), (identity("behind.each", "gate", "in", N),), {"in": np.zeros(N, dtype=np.int64)},
+        whole({"fire": levels, "amplitude": levels, "decay": 2 * UNITY}),
     )  # fmt: skip
-    inputs = np.stack([np.zeros(neurons, int), np.ones(neurons, int), -np.ones(neurons, int)])
-    return Case(f"gate-boundary-T{steps}", IntegerGraph(steps, (first, behind)), inputs)
+    return Case(f"boundary-gate-T{steps}", IntegerGraph(steps, (1,), (gate, behind)), SIGNS)
 
 
-def _signal(graph: IntegerGraph, inputs: np.ndarray) -> tuple[np.ndarray, int]:
-    """What the last stage of a chain that isn't whole yet sends."""
-    signal, clipped = inputs[:, None, :], 0
-    for stage in graph.stages:
-        signal, clipped = integer.run_stage(graph, stage, signal)
-    return signal, clipped
+def norm_boundary_case() -> Case:
+    """Vectors of four whose mean square is a square, one short of it, above it by a part; zeros; one value."""
+    rows = [
+        [0, 0, 0, 0], [0, 0, 1, 0], [-1, 0, 0, 0], [1, 1, 1, 1], [-1, -1, -1, -1], [3, 3, 3, 3],
+        [32767, 0, 0, 0], [0, -32767, 0, 0], [32767, -32767, 32767, -32767], [32767, 32767, 32767, 32767],
+        [1, 1, 1, 0], [2, 0, 0, 0], [2, 1, 0, 0], [-5, -2, -1, 1], [7, -11, 2, -1], [-3, -3, -3, -2],
+        [1, -2, 3, 0], [100, 0, 0, 0], [100, 1, 0, 0], [99, 14, 1, 1], [99, 14, 1, 0], [-2000, -2001, -1998, -2],
+        [12345, -23456, 31000, -7], [300, 400, 0, 0], [300, 400, 0, 1], [1, -1, 1, -2], [0, 0, 0, -7],
+    ]  # fmt: skip
+    sign, offset = [1, -1, 0, 1], [0, 5, -7, STATE_MAX]
+    stages = []
+    for center in (0, 1):
+        for epsilon in (0, 1, 1000, 2**45):
+            for moved in (0, 1):
+                name = f"norm{center}.{epsilon}.{moved}"
+                arrays = {
+                    "center": center, "epsilon": epsilon,
+                    "sign": sign if moved else [1] * 4, "offset": offset if moved else [0] * 4,
+                }  # fmt: skip
+                bias = {"in": np.zeros(4, dtype=np.int64)}
+                synapses = (identity(f"{name}.each", INPUT, "in", 4),)
+                stages.append(Stage(name, "norm", (4,), synapses, bias, whole(arrays)))
+    # sums as large as they get, whose mean and whose distance from it go beyond 24 bits
+    bias = {"in": np.array([STATE_MAX, -STATE_MAX, -STATE_MAX, 5])}
+    for center in (0, 1):
+        arrays = {"center": center, "epsilon": 0, "sign": [1] * 4, "offset": [0] * 4}
+        synapses = (identity(f"top{center}.each", INPUT, "in", 4),)
+        stages.append(Stage(f"top{center}", "norm", (4,), synapses, bias, whole(arrays)))
+    graph = IntegerGraph(1, (4,), tuple(stages), input_max=WIDE_INPUT_MAX)
+    return Case("boundary-norm", graph, np.array(rows))
 
 
-def _weights(rng: np.random.Generator, neurons: int, width: int) -> np.ndarray:
-    weight = rng.integers(-WEIGHT_MAX, WEIGHT_MAX + 1, (neurons, width))
-    weight[rng.random(weight.shape) < 0.25] = 0
-    return weight
+def each_boundary_case() -> Case:
+    """Factor times value around multiples of 2^right, both signs, for values and for spikes of a train.
+
+    The accumulator and the sum behind it are brought to the edge of 24 bits, too.
+    """
+    T = 3
+    grid = [
+        *[(f, r) for r in (0, 1, 2, 3, 7) for f in (1, -1, 3, -3, 127, -127, 128, -128, 129, -129, 255)],
+        *[(f, r) for r in (0, 9, 10, 22, 37, 38, 62) for f in (FACTOR_MAX, -FACTOR_MAX, 4096, -4097)],
+    ]
+    factor, right = (np.array(each) for each in zip(*grid, strict=True))
+    N = len(grid)
+    none = np.zeros(N, dtype=np.int64)
+    inputs = np.array([0, 1, -1, 2, -3, 4, 63, -64, 65, 127, -127, 128, 1023, -1024, 32767, -32767])
+
+    def ends(name: str, kind: str, source: str, arrival: str, arrays: dict[str, Any], bias: int = 0) -> Stage:
+        synapse = Synapse(f"{name}.each", source, "in", "each", arrival, factor, 0, right)
+        return Stage(name, kind, (N,), (synapse,), {"in": none + bias}, whole(arrays))
+
+    levels = {"fire": none + 40, "amplitude": none + 50}
+    stages = [
+        ends("values", "sum", INPUT, "value", {}),
+        ends("edge", "sum", INPUT, "value", {}, STATE_MAX),
+        ends("below", "sum", INPUT, "value", {}, -STATE_MAX),
+        ends("held", "lif", INPUT, "held", lif_arrays(N, 40, 50, 3000)),
+    ]
+    for decay, arrival, stream in (
+        (2 * UNITY, "horner", "stream_down"),
+        (UNITY, "sum", "stream"),
+        (UNITY // 2, "power", "stream_up"),
+    ):
+        name = f"train{decay}"
+        stages.append(ends(name, "atmn", INPUT, "value", levels | {"decay": decay}))
+        stages.append(ends(f"{name}.sum", "sum", name, arrival, {}))
+        stages.append(ends(f"{name}.lif", "lif", name, stream, lif_arrays(N, 40, 50, 3000, signed=1)))
+    graph = IntegerGraph(T, (N,), tuple(stages), input_max=WIDE_INPUT_MAX)
+    return Case("boundary-each", graph, np.repeat(inputs[:, None], N, axis=1))
 
 
-def _decay(rng: np.random.Generator) -> int:
-    return int(rng.choice([2 * UNITY, UNITY, UNITY // 2]))
+def conv_case(rank: int) -> Case:
+    """One pixel at a time through kernels without symmetry: every border, stride, dilation and group.
+
+    Each also ends at a LIF, from the spikes of an ATMN that stands on the image.
+    """
+    rng = np.random.default_rng(rank)
+    image = (2, 5, 4) if rank == 2 else (2, 7)
+    M = int(np.prod(image))
+    kernels = [
+        # size, stride, padding, dilation, groups
+        ((3, 2), (1, 1), (0, 0), (1, 1), 1),
+        ((3, 2), (1, 1), (2, 1), (1, 1), 2),
+        ((2, 3), (2, 1), (1, 2), (2, 1), 1),
+        ((2, 2), (2, 3), (0, 1), (1, 2), 2),
+        ((1, 1), (3, 2), (0, 0), (1, 1), 1),
+    ]
+    levels = np.full(M, 30)
+    first = Stage(
+        "spikes", "atmn", image, (identity("spikes.each", INPUT, "in", M),), {"in": np.zeros(M, dtype=np.int64)},
+        whole({"fire": levels, "amplitude": levels, "decay": UNITY}),
+    )  # fmt: skip
+    stages = [first]
+    for number, (size, stride, padding, dilation, groups) in enumerate(kernels):
+        k, s, p, d = (each[:rank] for each in (size, stride, padding, dilation))
+        out = tuple(
+            (n + 2 * b - a * (c - 1) - 1) // e + 1 for n, b, a, c, e in zip(image[1:], p, d, k, s, strict=True)
+        )
+        conv = Convolution(image, (4, *out), s, p, d, groups)
+        weight = rng.permutation(np.arange(1, 1 + 4 * (2 // groups) * int(np.prod(k)))) % 128
+        weight = weight.reshape(4, 2 // groups, *k) * rng.choice([-1, 1], (4, 2 // groups, *k))
+        N = int(np.prod(conv.target))
+        name = f"conv{number}"
+        bias = {"in": np.zeros(N, dtype=np.int64)}
+        kernel = Synapse(f"{name}.k", INPUT, "in", "conv", "value", weight, number % 3, None, conv)
+        stages.append(Stage(name, "sum", conv.target, (kernel,), bias, {}))
+        arrays = whole(lif_arrays(N, 20, 25, 3000, signed=1, most=3))
+        train = replace(kernel, name=f"{name}.t", source="spikes", arrival="stream")
+        stages.append(Stage(f"{name}.lif", "lif", conv.target, (train,), bias, arrays))
+    inputs = np.concatenate([np.eye(M, dtype=np.int64) * 100, -100 * np.eye(M, dtype=np.int64)])
+    graph = IntegerGraph(3, image, tuple(stages))
+    return Case(f"conv{rank}d", graph, inputs)
 
 
-def gate_cases() -> list[Case]:
-    """Those with a gate."""
-    return [gate_boundary_case(steps) for steps in (1, 4)] + [random_gate_case(seed) for seed in range(24)]
+def s4d_boundary_case() -> Case:
+    """Two modes a feature: decays at their ends, quarter turns, products that round, states beyond 24 bits."""
+    rows = []  # real, imaginary, left, right, out real, out imaginary, skip, out shift
+    decays = [(TURN_MAX, 0), (-TURN_MAX, 0), (0, TURN_MAX), (0, -TURN_MAX), (TURN_MAX - 1, 1), (700001, -500009)]
+    for decay in [*decays, (0, 0), (524288, 524287)]:
+        for enters in ((0, 0), (4, 1), (0, 2), (22, 0)):
+            for out, shift in (((1, 0), 0), ((3, -5), 3), ((-NARROW_MAX, NARROW_MAX), 9)):
+                rows.append((*decay, *enters, *out, (len(rows) % 5 - 2) * 7, shift))
+    rows += [(0, 0, 0, 0, 0, 0, s, shift) for s in (FACTOR_MAX, -FACTOR_MAX, 1) for shift in (0, 1, 22, 62)]
+    columns = [np.array(each) for each in zip(*rows, strict=True)]
+    real, imaginary, left, right, out_real, out_imaginary, skip, shift = columns
+    N = len(rows)
+
+    def modes(own: np.ndarray) -> np.ndarray:
+        return np.stack([own, np.roll(own, 1)], axis=1)
+
+    arrays = {
+        "real": modes(real), "imaginary": modes(imaginary), "enter_left": modes(left),
+        "enter_right": modes(right), "out_real": modes(out_real), "out_imaginary": modes(out_imaginary),
+        "skip": skip, "out_shift": shift,
+    }  # fmt: skip
+    stage = Stage(
+        "s4d", "s4d", (N,), (identity("each", INPUT, "in", N),), {"in": np.zeros(N, dtype=np.int64)},
+        whole(arrays),
+    )  # fmt: skip
+    values = [1, -3, 5, 0, 0, -7, -7, 32767, 32767, 32767, -32767, 1, 0, 0, 0]  # samples of five tokens
+    graph = IntegerGraph(2, (N,), (stage,), 5, WIDE_INPUT_MAX)
+    return Case("boundary-s4d", graph, np.repeat(np.array(values)[:, None], N, axis=1))
+
+
+def ssd_boundary_cases() -> list[Case]:
+    """Four heads of two columns, two groups of two rows; every port stands on inputs of its own.
+
+    Arguments at and beyond the table's ends; a share of 0 and of 2^15 - 1 (nothing kept, nearly all kept);
+    taps that reach before a sample's first token; channels beyond 16 bits, states beyond 24.
+    """
+    table = np.array([0, 9000, 20001, 31000, SHARE_MAX - 1])
+    H, N, G = 4, 8, 4
+    C = N + 2 * G
+    inputs = N + 2 * G + H
+    rng = np.random.default_rng(7)
+    tokens = [rng.integers(-m, m + 1, inputs) for m in (1, 3, 100, 127, 1000, 5, 2, 30000, 32767, 32767, 1, 9)]
+    tokens += [np.full(inputs, 32767), np.full(inputs, 32767), np.full(inputs, -32767), np.full(inputs, 1)]
+    tokens += [np.zeros(inputs, dtype=np.int64), np.full(inputs, -1)] * 2
+    for token, argument in zip(tokens, (-9, -8, -7, -5, -4, -3, -1, 0, 1, 3, 4, 5, 7, 8, 9, 13) * 2, strict=False):
+        token[-H:] = argument + np.arange(H)
+    picks = {
+        "values": range(N), "keys": range(N, N + G), "queries": range(N + G, C), "forgetting": range(C, inputs),
+    }  # fmt: skip
+    cases = []
+    for name, turns, scaled, taps in (
+        ("plain", False, 0, 1), ("taps", False, 1, 4), ("turn", True, 0, 3), ("turn-scaled", True, 1, 2),
+    ):  # fmt: skip
+        # Ports take one by one, so a stage in front hands each port its part.
+        fronts, ports = [], []
+        for port, own in picks.items():
+            weight = np.zeros((len(own), inputs), dtype=np.int64)
+            weight[np.arange(len(own)), list(own)] = 1
+            synapse = Synapse(f"{port}.pick", INPUT, "in", "dense", "value", weight)
+            bias = np.zeros(len(own), dtype=np.int64)
+            fronts.append(Stage(port, "sum", (len(own),), (synapse,), {"in": bias}, {}))
+            factor = 1 if port == "forgetting" else 3
+            ports.append(identity(f"{port}.each", port, port, len(own), factor=factor))
+        arrays = {
+            "taps": rng.integers(-900, 901, (taps, C)), "tap_bias": rng.integers(-300, 301, C),
+            "tap_shift": np.arange(C) % 10, "multiplier": [1, 2, 2, 2**24 - 1], "argument_shift": [2, 3, 2, 60],
+            "table": table, "cosine": [900001] if turns else [], "sine": [-538011] if turns else [],
+            "scaled": scaled, "groups": 2, "enter_left": [0, 3, 0, 0],
+            "enter_right": [0, 0, 5 + 15 * scaled, 3 + 15 * scaled], "skip": [1, -3, 2**30, -(2**20)],
+            "out_shift": [0, 3, 12, 20],
+        }  # fmt: skip
+        bias = {port: np.zeros(len(own), dtype=np.int64) for port, own in picks.items()}
+        stage = Stage("ssd", "ssd", (N,), tuple(ports), bias, whole(arrays))
+        graph = IntegerGraph(2, (inputs,), (*fronts, stage), 5, INPUT_MAX)
+        clipped = np.clip(np.array(tokens), -INPUT_MAX, INPUT_MAX)
+        for port in ports[:3] if name in ("taps", "turn") else ():  # inputs have 8 bits, channels 16
+            port.weight[:] = 200
+        cases.append(Case(f"boundary-ssd-{name}", graph, clipped[: len(clipped) // 5 * 5]))
+    return cases
+
+
+def delay_case(T: int) -> Case:
+    """Senders at different depths to one port, of a stage that takes sums and of one that takes currents.
+
+    Every token differs, so that what is a token too early or too late shows.
+    """
+    rng = np.random.default_rng(T)
+    N = 6
+    inputs = rng.integers(-INPUT_MAX, INPUT_MAX + 1, (6, N))
+    none = np.zeros(N, dtype=np.int64)
+    level = np.full(N, 60)
+
+    def atmn(name: str, synapses: tuple[Synapse, ...], decay: int) -> Stage:
+        arrays = {"fire": level, "amplitude": level, "decay": decay}
+        return Stage(name, "atmn", (N,), synapses, {"in": none}, whole(arrays))
+
+    def lif(name: str, synapses: tuple[Synapse, ...]) -> Stage:
+        arrays = lif_arrays(N, 70, 70, 3000, signed=1, most=2)
+        return Stage(name, "lif", (N,), synapses, {"in": none}, whole(arrays), carry="sequence")
+
+    def link(source: str, end: str, arrival: str, factor: int) -> Synapse:
+        return identity(f"{source}-{end}", source, "in", N, arrival, factor)
+
+    first = atmn("first", (link(INPUT, "first", "value", 1),), 2 * UNITY)
+    second = atmn("second", (link("first", "second", "horner", 9),), UNITY // 2)
+    stages = (
+        first,
+        second,
+        lif("early", (link("first", "early", "stream_down", 5), link(INPUT, "early", "held", 1))),
+        lif(
+            "late",
+            (
+                link("second", "late", "stream_up", 7),
+                link("first", "late", "stream_down", 3),
+                link(INPUT, "late", "held", 1),
+            ),
+        ),
+        Stage(
+            "sum", "sum", (N,),
+            (
+                link("late", "sum", "sum", 1000), link("second", "sum", "power", 7),
+                link("first", "sum", "horner", 5), link(INPUT, "sum", "value", 1),
+            ),
+            {"in": none}, {},
+        ),
+        atmn("last", (link("sum", "last", "value", 1), link("early", "last", "sum", 31)), UNITY),
+    )  # fmt: skip
+    return Case(f"delay-T{T}", IntegerGraph(T, (N,), stages, 3), inputs)
+
+
+def accumulator_case() -> Case:
+    """Two synapses that saturate on either side: clipped apart they cancel, summed first they wouldn't.
+
+    The same sums through each rule of arrival, over the edge of 24 bits at some step.
+    """
+    T, N = 6, 4
+    top = np.array([FACTOR_MAX, FACTOR_MAX - 5, 5_000_000, 1_400_000])
+    none = np.zeros(N, dtype=np.int64)
+    level = np.full(N, 20)
+    stages = []
+    for decay, arrival in ((2 * UNITY, "horner"), (UNITY, "sum"), (UNITY // 2, "power")):
+        name = f"train{decay}"
+        stages.append(
+            Stage(
+                name, "atmn", (N,), (identity(f"{name}.each", INPUT, "in", N),), {"in": none},
+                whole({"fire": level, "amplitude": level, "decay": decay}),
+            )  # fmt: skip
+        )
+        synapses = tuple(
+            Synapse(f"{name}.{k}", name, "in", "each", arrival, factor, 0, none)
+            for k, factor in enumerate((top, -top + 17, top // 3))
+        )
+        stages.append(Stage(f"{name}.sum", "sum", (N,), synapses, {"in": none + 3}, {}))
+    inputs = np.array([0, 10, 20, 40, 90, 127])
+    inputs = np.concatenate([inputs, -inputs])
+    graph = IntegerGraph(T, (N,), tuple(stages), input_max=WIDE_INPUT_MAX)
+    return Case("boundary-accumulators", graph, np.repeat(inputs[:, None], N, axis=1))
+
+
+# ---- all of them -------------------------------------------------------------------------------------
+
+
+@cache
+def directed_cases() -> tuple[Case, ...]:
+    return (
+        *(atmn_boundary_case(steps) for steps in (1, 4, 8)),
+        lif_boundary_case(), threshold_case(), levels_case(),
+        *gate_boundary_cases(),
+        norm_boundary_case(), each_boundary_case(), accumulator_case(),
+        *(conv_case(rank) for rank in (1, 2)),
+        s4d_boundary_case(), *ssd_boundary_cases(),
+        *(delay_case(T) for T in (1, 2, 5)),
+    )  # fmt: skip
+
+
+def gate_boundary_cases() -> list[Case]:
+    return [gate_boundary_case(steps) for steps in (1, 4)]
+
+
+@cache
+def random_cases() -> tuple[Case, ...]:
+    return tuple(random_case(seed) for seed in range(48))
+
+
+@cache
+def large_cases() -> tuple[Case, ...]:
+    return tuple(random_case(100 + seed, large=True) for seed in range(10))
 
 
 def all_cases() -> list[Case]:
     """Every case that Lava is asked about."""
-    boundaries = [
-        boundary_case(decay, steps) for decay in (UNITY // 2, UNITY, 2 * UNITY) for steps in (1, 4, 8)
-    ]
-    lifs = [lif_boundary_case(decay, reset) for decay in (3001, UNITY) for reset in ("subtract", "zero")]
-    return boundaries + lifs + [random_case(seed) for seed in range(48)] + gate_cases()
+    return [*directed_cases(), *random_cases(), *large_cases()]
 
 
 def write_case(case: Case, folder: Path) -> None:
@@ -274,7 +874,7 @@ def write_case(case: Case, folder: Path) -> None:
         "steps": case.graph.steps,
         "tokens": len(case.inputs),
         "tokens_per_sample": case.graph.tokens_per_sample,
-        "stages": [_row(stage, np.ones(stage.neurons)) for stage in case.graph.stages],
+        "stages": [stage_row(stage, np.ones(stage.neurons)) for stage in case.graph.stages],
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     np.savez(folder / "tensors.npz", inputs=case.inputs, **tensors_of(case.graph))

@@ -13,8 +13,7 @@ numbers too, and clip() is to 24 bits, counted.
     sum     y = in
     gate    place = argument * multiplier >> argument_shift
             y = argument * table[place] * factor >> product_shift;  0 where |y| < level
-    norm    y = sign * (in << 22) / isqrt(mean(in^2) + epsilon << 16) + offset, less its mean where centered;
-            the mean square rounds up
+    norm    y = sign * (in << 22) / isqrt(mean(in^2) + epsilon << 16) + offset, less its mean where centered
 
 A gate's table holds, times 2^15, the share f of an activation x f(x): f alone is tabulated, so a small
 argument keeps its precision. Beyond the table stand its ends, 0 and 2^15. State space layers are in
@@ -247,7 +246,7 @@ def norm(graph: IntegerGraph, stage: Stage, arrived: Mapping[str, Ints]) -> tupl
     clipped = 0
     if stage.number("center"):
         x, clipped = saturate(x - ratio(x.sum(-1, keepdims=True), x.shape[-1]))
-    mean = -(-(x * x).sum(-1, keepdims=True) // x.shape[-1])  # up, or one small value of many would be huge
+    mean = -(-(x * x).sum(-1, keepdims=True) // x.shape[-1])  # rounded up: no x is beyond sqrt(N mean)
     size = np.maximum(root((mean + of["epsilon"]) << 16), 1)
     y, more = saturate(of["sign"] * ratio(x << (NORM_BITS + 8), size) + of["offset"])
     return y, clipped + more

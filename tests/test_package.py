@@ -111,10 +111,10 @@ def test_the_subpackages_menus_are_honest(name):
 
 
 def sources():
-    """Module name -> its file, but for the Lava runtime, which runs without marsnn."""
+    """Module name -> its file, but for the two runtimes for Lava, which run without marsnn."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
-        if "lava_runtime" not in path.parts:
+        if not path.parent.name.endswith("_runtime"):
             parts = path.relative_to(ROOT).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
@@ -238,4 +238,5 @@ def test_wheel_holds_every_file_of_the_package(wheel):
     assert any(name.startswith("marsnn/energy/tables/") and name.endswith(".toml") for name in here)
     assert any(name.startswith("marsnn/hardware/profiles/") and name.endswith(".toml") for name in here)
     assert "marsnn/hardware/lava_runtime/run.py" in here
+    assert "marsnn/hardware/netx_runtime/run.py" in here
     assert "marsnn/neurons/kernels/unroll.h" in here

@@ -289,10 +289,12 @@ def generate(
     print(found["told"], file=sys.stderr)
 
 
-def layer_input(folder: Path, layer: int, source: str, samples: int) -> tuple[Any, torch.Tensor]:
-    """Of the verb `export`: a layer's net as a Network, and what enters it on a text, [L, 1, D]."""
+def layer_input(
+    folder: Path, layer: int, source: str, samples: int, part: str
+) -> tuple[Any, torch.Tensor]:
+    """Of the verb `export`: a layer, or its net, as a Network, and what enters it on a text, [L, 1, D]."""
     from marsnn.errors import InputError
-    from marsnn.refine.export import ffn_inputs, ffn_network
+    from marsnn.refine.export import block_inputs, block_network, ffn_inputs, ffn_network
     from marsnn.refine.job import load_refined
     from marsnn.refine.loading import encoded, load_tokenizer
     from marsnn.refine.model import MarForCausalLM
@@ -300,8 +302,10 @@ def layer_input(folder: Path, layer: int, source: str, samples: int) -> tuple[An
     tokenizer, model = load_tokenizer(folder), load_refined(folder)
     if not isinstance(model, MarForCausalLM):
         raise InputError(f"{folder}: not a refined model; marsnn refine makes one")
-    network = ffn_network(model, layer)
-    return network, ffn_inputs(model, layer, encoded(tokenizer, source, samples or 64)[None])
+    tokens = encoded(tokenizer, source, samples or 64)[None]
+    if part == "block" or (part == "auto" and layer in model.config.ssm_layers):
+        return block_network(model, layer), block_inputs(model, layer, tokens)
+    return ffn_network(model, layer), ffn_inputs(model, layer, tokens)
 
 
 def shape_energy(

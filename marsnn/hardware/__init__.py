@@ -10,17 +10,51 @@ if TYPE_CHECKING:
     from marsnn.hardware.bundle import Bundle, load
     from marsnn.hardware.exporter import export
     from marsnn.hardware.lava import Verification, find_python, verify
+    from marsnn.hardware.loihi import LoihiModel
+    from marsnn.hardware.netx import NetxExport, write_netx
+    from marsnn.hardware.netx_file import read_netx
+    from marsnn.hardware.netx_lava import verify_netx
+    from marsnn.hardware.netx_network import network_of
+    from marsnn.hardware.nir import read_nir, to_nir, write_nir
+    from marsnn.hardware.qat import QuantizedNetwork
 
 _HOMES = {
     "Bundle": "bundle",
+    "LoihiModel": "loihi",
+    "NetxExport": "netx",
+    "QuantizedNetwork": "qat",
     "Verification": "lava",
     "export": "exporter",
     "find_python": "lava",
     "load": "bundle",
+    "network_of": "netx_network",
+    "read_netx": "netx_file",
+    "read_nir": "nir",
+    "to_nir": "nir",
     "verify": "lava",
+    "verify_netx": "netx_lava",
+    "write_netx": "netx",
+    "write_nir": "nir",
 }
 
-__all__ = ["Bundle", "Verification", "export", "find_python", "load", "verify"]
+__all__ = [
+    "Bundle",
+    "LoihiModel",
+    "NetxExport",
+    "QuantizedNetwork",
+    "Verification",
+    "export",
+    "find_python",
+    "load",
+    "network_of",
+    "read_netx",
+    "read_nir",
+    "to_nir",
+    "verify",
+    "verify_netx",
+    "write_netx",
+    "write_nir",
+]
 
 
 def __getattr__(name: str) -> Any:

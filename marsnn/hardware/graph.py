@@ -282,7 +282,10 @@ class _Reader:
         gate, values, key, query, forgetting = (
             Signal(
                 f"{signal.name}.{part}",
-                tuple(replace(term, map=term.map.rows(begin, end)) for term in signal.terms),  # type: ignore[union-attr]
+                tuple(
+                    replace(term, map=term.map.rows(begin, end), name=f"{term.name}.{part}")  # type: ignore[union-attr]
+                    for term in signal.terms
+                ),
                 signal.bias[begin:end],
                 (int(end - begin),),
             )
@@ -324,12 +327,7 @@ class _Reader:
         synapses: list[RealSynapse] = []
         for port, signal in ports.items():
             for term in signal.terms:
-                label = term.name or f"{name}.{term.source}"
-                taken = {each.name for each in synapses} | {
-                    each.name for stage in self.stages for each in stage.synapses
-                }
-                number = next(n for n in range(1, 10**6) if (label if n == 1 else f"{label}-{n}") not in taken)
-                label = label if number == 1 else f"{label}-{number}"
+                label = self.free(term.name or f"{name}.{term.source}", term.source, synapses)
                 sender = self.neurons.get(term.source)
                 worth, arrival = _worth(sender, every_step, self.steps)
                 own = each_of(shape) if term.map is None else term.map
@@ -344,6 +342,13 @@ class _Reader:
         bias = {port: signal.bias for port, signal in ports.items()}
         self.stages.append(RealStage(name, kind, shape, tuple(synapses), bias, of or {}, **settings))
         return Signal(name, (Merged(name),), np.zeros(int(np.prod(shape))), shape)
+
+    def free(self, label: str, source: str, beside: list[RealSynapse]) -> str:
+        """A name that no synapse has: a layer that takes several senders has one synapse for each."""
+        stages = (*(each for stage in self.stages for each in stage.synapses), *beside)
+        taken = {each.name for each in stages}
+        names = (label, f"{label}.{source}", *(f"{label}.{source}-{number}" for number in range(2, 1000)))
+        return next(each for each in names if each not in taken)
 
 
 # ---- what has an image -------------------------------------------------------------------------------

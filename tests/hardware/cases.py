@@ -650,7 +650,7 @@ def conv_case(rank: int) -> Case:
     levels = np.full(M, 30)
     first = Stage(
         "spikes", "atmn", image, (identity("spikes.each", INPUT, "in", M),), {"in": np.zeros(M, dtype=np.int64)},
-        whole({"fire": levels, "amplitude": levels, "decay": UNITY}),
+        whole({"fire": levels, "amplitude": levels, "decay": UNITY // 2 if rank == 2 else 2 * UNITY}),
     )  # fmt: skip
     stages = [first]
     for number, (size, stride, padding, dilation, groups) in enumerate(kernels):
@@ -667,7 +667,7 @@ def conv_case(rank: int) -> Case:
         kernel = Synapse(f"{name}.k", INPUT, "in", "conv", "value", weight, number % 3, None, conv)
         stages.append(Stage(name, "sum", conv.target, (kernel,), bias, {}))
         arrays = whole(lif_arrays(N, 20, 25, 3000, signed=1, most=3))
-        train = replace(kernel, name=f"{name}.t", source="spikes", arrival="stream")
+        train = replace(kernel, name=f"{name}.t", source="spikes", arrival="stream_up" if rank == 2 else "stream_down")
         stages.append(Stage(f"{name}.lif", "lif", conv.target, (train,), bias, arrays))
     inputs = np.concatenate([np.eye(M, dtype=np.int64) * 100, -100 * np.eye(M, dtype=np.int64)])
     graph = IntegerGraph(3, image, tuple(stages))
@@ -775,7 +775,10 @@ def delay_case(T: int) -> Case:
         return Stage(name, "lif", (N,), synapses, {"in": none}, whole(arrays), carry="sequence")
 
     def link(source: str, end: str, arrival: str, factor: int) -> Synapse:
-        return identity(f"{source}-{end}", source, "in", N, arrival, factor)
+        name = f"{source}-{end}"
+        if factor > WEIGHT_MAX or source == INPUT:
+            return identity(name, source, "in", N, arrival, factor)
+        return Synapse(name, source, "in", "dense", arrival, factor * np.eye(N, dtype=np.int64))
 
     first = atmn("first", (link(INPUT, "first", "value", 1),), 2 * UNITY)
     second = atmn("second", (link("first", "second", "horner", 9),), UNITY // 2)
@@ -795,11 +798,11 @@ def delay_case(T: int) -> Case:
             "sum", "sum", (N,),
             (
                 link("late", "sum", "sum", 1000), link("second", "sum", "power", 7),
-                link("first", "sum", "horner", 5), link(INPUT, "sum", "value", 1),
+                link("first", "sum", "horner", 500), link(INPUT, "sum", "value", 1),
             ),
             {"in": none}, {},
         ),
-        atmn("last", (link("sum", "last", "value", 1), link("early", "last", "sum", 31)), UNITY),
+        atmn("last", (identity("sum-last", "sum", "in", N), link("early", "last", "sum", 31)), UNITY),
     )  # fmt: skip
     return Case(f"delay-T{T}", IntegerGraph(T, (N,), stages, 3), inputs)
 

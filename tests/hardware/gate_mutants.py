@@ -39,7 +39,9 @@ def without(*missing: str) -> Callable:
         of, (g, u) = stage.arrays, (arrived["argument"], arrived["factor"])
         if "bias" in missing:
             g, u = g - stage.bias["argument"], u - stage.bias["factor"]
-        place = g if "multiplier" in missing else integer.toward_zero(g * of["multiplier"], of["argument_shift"])
+        place = (
+            g if "multiplier" in missing else integer.toward_zero(g * of["multiplier"], of["argument_shift"])
+        )
         share = integer.look_up(of["table"], place)
         y, clipped = integer.toward_zero(g * share * u, of["product_shift"]), 0
         if "argument" in missing:

@@ -230,7 +230,9 @@ def norm_that(floor_mean: bool = False, epsilon_after: bool = False) -> Callable
         power = (x * x).sum(-1, keepdims=True)
         mean = power // N if floor_mean else -(-power // N)
         under = (mean << 16) + of["epsilon"] if epsilon_after else (mean + of["epsilon"]) << 16
-        y, more = saturate(of["sign"] * ratio(x << (NORM_BITS + 8), np.maximum(root(under), 1)) + of["offset"])
+        y, more = saturate(
+            of["sign"] * ratio(x << (NORM_BITS + 8), np.maximum(root(under), 1)) + of["offset"]
+        )
         return y, clipped + more
 
     return norm
@@ -270,7 +272,9 @@ def other_groups(synapse: Synapse) -> Synapse:
     """Kernels that take the channels of the next group."""
     if synapse.conv is None or synapse.conv.groups == 1:
         return synapse
-    return replace(synapse, weight=np.roll(synapse.weight, len(synapse.weight) // synapse.conv.groups, axis=0))
+    return replace(
+        synapse, weight=np.roll(synapse.weight, len(synapse.weight) // synapse.conv.groups, axis=0)
+    )
 
 
 def without_stride(signal: Any, kernel: Any, conv: Any) -> Any:
@@ -347,7 +351,11 @@ def one_accumulator(graph: IntegerGraph, stage: Stage, port: str, sent: Any) -> 
 
 def arriving_as(wrong: str) -> Mutant:
     """Trains that are summed, or taken step by step, by one rule for all."""
-    ours = ("sum", "horner", "power") if wrong in ("sum", "horner", "power") else ("stream", "stream_down", "stream_up")
+    ours = (
+        ("sum", "horner", "power")
+        if wrong in ("sum", "horner", "power")
+        else ("stream", "stream_down", "stream_up")
+    )
 
     def change(synapse: Synapse) -> Synapse:
         return replace(synapse, arrival=wrong) if synapse.arrival in ours else synapse
@@ -409,7 +417,8 @@ MUTANTS: dict[str, Mutant] = {
     "norm: no sign": of_stages("norm", lambda s: {"sign": np.abs(s.arrays["sign"])}),
     "norm: no offset": of_stages("norm", lambda s: {"offset": 0 * s.arrays["offset"]}),
     **{f"{kind}: rounding down": inside(kind, "toward_zero", floor) for kind in ("reach", "s4d", "ssd")},
-    **{f"{kind}: rounding to nearest": inside(kind, "toward_zero", nearest) for kind in ("reach", "s4d", "ssd")},
+    **{f"{kind}: rounding to nearest": inside(kind, "toward_zero", nearest)
+       for kind in ("reach", "s4d", "ssd")},
     **{f"{kind}: a shift of one bit less": inside(kind, "toward_zero", one_bit_less)
        for kind in ("reach", "s4d", "ssd")},
     "s4d: the conjugate": of_stages("s4d", lambda s: {"imaginary": -s.arrays["imaginary"]}),
@@ -423,7 +432,8 @@ MUTANTS: dict[str, Mutant] = {
     "ssd: taps in reverse": of_stages("ssd", lambda s: {"taps": s.arrays["taps"][::-1]}),
     "ssd: the newest token only": of_stages("ssd", lambda s: {"taps": s.arrays["taps"][:1]}),
     "ssd: turn in the other direction": of_stages("ssd", lambda s: {"sine": -s.arrays["sine"]}),
-    "ssd: no turn": of_stages("ssd", lambda s: {"cosine": s.arrays["cosine"][:0], "sine": s.arrays["sine"][:0]}),
+    "ssd: no turn": of_stages(
+        "ssd", lambda s: {name: s.arrays[name][:0] for name in ("cosine", "sine")}),
     "ssd: input not scaled": of_stages("ssd", lambda s: {"scaled": 0}),
     "ssd: input scaled": of_stages("ssd", lambda s: {"scaled": 1}),
     "ssd: no skip": of_stages("ssd", lambda s: {"skip": 0 * s.arrays["skip"]}),

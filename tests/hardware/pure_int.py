@@ -1,8 +1,8 @@
 """The third voice: the chip's schedule in plain Python integers, one neuron and one step at a time.
 
 Shares nothing with marsnn.hardware.integer (which works stage by stage, in arrays) nor with the runtime for
-Lava (which is driven by Lava). Time runs globally; a spike sent at step n arrives at step n + 1, or `wait` steps
-later where a slower sender ends at the same stage.
+Lava (which is driven by Lava). Time runs globally; a spike sent at step n arrives at step n + 1, or `wait`
+steps later where a slower sender ends at the same stage.
 """
 
 from __future__ import annotations
@@ -348,7 +348,9 @@ class SSD(Stage):
                 else:
                     kept = over(memory[n][p] * decay, 15)
                 enters = key[n] * values[p] * (32768 - decay if of["scaled"] else 1)
-                row.append(self.clip(kept + over(enters * 2 ** of["enter_left"][head], of["enter_right"][head])))
+                row.append(
+                    self.clip(kept + over(enters * 2 ** of["enter_left"][head], of["enter_right"][head]))
+                )
             after.append(row)
         self.memory[head] = after
         sent = []
@@ -359,5 +361,6 @@ class SSD(Stage):
 
 
 KINDS = {
-    "atmn": ATMN, "count": Count, "lif": LIF, "sum": Stage, "gate": Gate, "norm": Norm, "s4d": S4D, "ssd": SSD,
+    "atmn": ATMN, "count": Count, "lif": LIF, "sum": Stage, "gate": Gate, "norm": Norm, "s4d": S4D,
+    "ssd": SSD,
 }  # fmt: skip

@@ -22,7 +22,8 @@ from marsnn.hardware.stages import (
     schedule,
 )
 from tests.hardware import pure_int
-from tests.hardware.cases import all_cases, large_cases, lif_arrays, random_cases, whole
+from tests.hardware.boundaries import lif_arrays, whole
+from tests.hardware.cases import all_cases, large_cases, random_cases
 
 CASES = all_cases()
 
@@ -59,7 +60,8 @@ def test_the_cases_reach_what_they_are_for():
     stages = [stage for case in CASES for stage in case.graph.stages]
     synapses = [synapse for stage in stages for synapse in stage.synapses]
     arrivals = Counter(synapse.arrival for synapse in synapses)
-    assert set(arrivals) == {*SUM_ARRIVALS, *STEP_ARRIVALS} and min(arrivals.values()) >= 10
+    assert set(arrivals) == {*SUM_ARRIVALS, *STEP_ARRIVALS}
+    assert min(arrivals.values()) >= 10
     forms = {(synapse.form, synapse.arrival) for synapse in synapses}
     assert len(forms) == 3 * len(arrivals)  # each form with each arrival
     assert {case.graph.steps for case in random_cases()} == set(range(1, 9))
@@ -70,7 +72,8 @@ def test_the_cases_reach_what_they_are_for():
         assert sum(bool(np.any(arrays[name])) for arrays in of_lif) >= 10, name
     assert {int(arrays["most"]) for arrays in of_lif} >= {1, 2, 3, 4, 5}
     settings = Counter((stage.reset, stage.carry) for stage in stages if stage.kind == "lif")
-    assert len(settings) == 4 and min(settings.values()) >= 3
+    assert len(settings) == 4
+    assert min(settings.values()) >= 3
     ssd = [stage.arrays for stage in stages if stage.kind == "ssd"]
     assert {(len(arrays["cosine"]) > 0, int(arrays["scaled"])) for arrays in ssd} == {
         (turns, scaled) for turns in (False, True) for scaled in (0, 1)
@@ -80,8 +83,15 @@ def test_the_cases_reach_what_they_are_for():
     delays = [delay for case in CASES for delay in schedule(case.graph).delays.values()]
     assert sum(delay > 0 for delay in delays) >= 50
     # several synapses to a port, and several stages that take what one sends
-    ports = Counter((id(case), stage.name, s.port) for case in CASES for stage in case.graph.stages for s in stage.synapses)  # noqa: E501
-    senders = Counter((id(case), s.source) for case in CASES for stage in case.graph.stages for s in stage.synapses)
+    ports = Counter(
+        (id(case), stage.name, s.port)
+        for case in CASES
+        for stage in case.graph.stages
+        for s in stage.synapses
+    )
+    senders = Counter(
+        (id(case), s.source) for case in CASES for stage in case.graph.stages for s in stage.synapses
+    )
     assert sum(count > 1 for count in ports.values()) >= 50
     assert sum(count > 1 for count in senders.values()) >= 50
 
@@ -98,7 +108,8 @@ def test_the_cases_are_busy():
     for case, run in runs:
         for stage in case.graph.stages:
             saturated[stage.kind] += run.saturations[stage.name] > 0
-    assert set(saturated) == set(KINDS) and min(saturated.values()) >= 1, saturated
+    assert set(saturated) == set(KINDS)
+    assert min(saturated.values()) >= 1, saturated
     assert sum(not any(run.saturations.values()) for _, run in runs) >= 20
     values = [a for _, run in runs for a in run.values.values()]
     assert sum(a.any() for a in values) >= 0.95 * len(values)
@@ -171,8 +182,8 @@ def test_current_based_lif_by_hand():
 
 
 def test_adaptive_lif_by_hand():
-    # no memory but the threshold's: h = 100 at every step; 100 is reached, then 160 isn't (60 added), of which
-    # half is left, 130, then 115, 107, 103, 101, 100: at the eighth step it is reached again
+    # no memory but the threshold's: h = 100 at every step; 100 is reached, then 160 isn't (60 added), of
+    # which half is left, 130, then 115, 107, 103, 101, 100: at the eighth step it is reached again
     arrays = lif_arrays(1, 100, 1, 0, adaptation=60, adaptation_decay=2048)
     graph = one_stage("lif", [dense([[1]], "held")], [0], arrays, T=8)
     assert integer.run(graph, np.array([[100]])).spikes["n"].ravel().tolist() == [1, 0, 0, 0, 0, 0, 0, 1]
@@ -195,14 +206,17 @@ def test_what_is_carried_ends_with_the_sample(carry, expected):
 
 
 def test_gate_by_hand():
-    # place = 20 * 3 >> 4 = 3, beyond the middle + 1: the last entry, 1/2; 20 * 1/2 * -7 = -70; 69 passes, 71 not
+    # place = 20 * 3 >> 4 = 3, beyond the table's end: the last entry, 1/2; 20 * 1/2 * -7 = -70, which passes
+    # at 70 and not at 71
     for level, expected in ((70, -70), (71, 0)):
         arrays = {
             "multiplier": [3], "argument_shift": [4], "product_shift": [15], "level": [level],
             "table": [0, 1 << 13, 1 << 14],
         }  # fmt: skip
         synapses = (dense([[1]], port="argument", name="g"), dense([[0]], port="factor", name="u"))
-        stage = Stage("n", "gate", (1,), synapses, {"argument": np.array([0]), "factor": np.array([-7])}, whole(arrays))
+        stage = Stage(
+            "n", "gate", (1,), synapses, {"argument": np.array([0]), "factor": np.array([-7])}, whole(arrays)
+        )
         graph = IntegerGraph(1, (1,), (stage,))
         assert integer.run(graph, np.array([[20]])).values["n"].tolist() == [[expected]]
 
@@ -213,18 +227,19 @@ def test_norm_by_hand():
     arrays = {"center": 0, "epsilon": 0, "sign": [1, -1, 1, 1], "offset": [0, 1, 2, 0]}
     graph = one_stage("norm", [dense(np.eye(4, dtype=int))], [0] * 4, arrays, inputs=4)
     assert integer.run(graph, np.array([[3, 4, 0, 0]])).values["n"].tolist() == [[18586, -24780, 2, 0]]
-    # -9 - 0 - 0 - 2 = -11, mean -11/4 toward zero -2: left are -7, 2, 2, 0: mean square 57/4 -> 15, and 1 more
-    # is epsilon: 16, root 4 * 256; -7 << 22 over 1024 is -28672, 2 << 22 over 1024 is 8192
+    # -9 - 0 - 0 - 2 = -11, mean -11/4 toward zero -2: left are -7, 2, 2, 0: mean square 57/4 -> 15, and 1
+    # more is epsilon: 16, root 4 * 256; -7 << 22 over 1024 is -28672, 2 << 22 over 1024 is 8192
     arrays = {"center": 1, "epsilon": 1, "sign": [1] * 4, "offset": [0] * 4}
     graph = one_stage("norm", [dense(np.eye(4, dtype=int))], [0] * 4, arrays, inputs=4)
     assert integer.run(graph, np.array([[-9, 0, 0, -2]])).values["n"].tolist() == [[-28672, 8192, 8192, 0]]
 
 
 def test_s4d_by_hand():
-    # a quarter turn a token, i: the state of 3 is 3, 3i, -3; read by (2, 5): 2 re - 5 im, and 10 times the input
+    # a quarter turn a token, i: the state of 3 is 3, 3i, -3; read by (2, 5): 2 re - 5 im, and 10 times the
+    # input
     arrays = {
-        "real": [[0]], "imaginary": [[TURN_MAX]], "enter_left": [[0]], "enter_right": [[0]], "out_real": [[2]],
-        "out_imaginary": [[5]], "skip": [10], "out_shift": [0],
+        "real": [[0]], "imaginary": [[TURN_MAX]], "enter_left": [[0]], "enter_right": [[0]],
+        "out_real": [[2]], "out_imaginary": [[5]], "skip": [10], "out_shift": [0],
     }  # fmt: skip
     graph = one_stage("s4d", [dense([[1]])], [0], arrays, per_sample=3)
     values = integer.run(graph, np.array([[3], [0], [0], [0], [1], [0]])).values["n"]
@@ -244,11 +259,16 @@ def test_ssd_by_hand():
     synapses = tuple(dense([[int(port == "values")]], port=port, name=port) for port in ports)
     bias = {port: np.array([int(port in ("keys", "queries"))]) for port in ports}
     graph = IntegerGraph(1, (1,), (Stage("n", "ssd", (1,), synapses, bias, whole(arrays)),), 2)
-    assert integer.run(graph, np.array([[3], [5], [3], [5]])).values["n"].ravel().tolist() == [15, 146, 15, 146]
+    assert integer.run(graph, np.array([[3], [5], [3], [5]])).values["n"].ravel().tolist() == [
+        15,
+        146,
+        15,
+        146,
+    ]
 
 
 def test_a_turn_by_hand():
-    # a quarter turn of the pair (1, 2): (c a - s b, c b + s a) with c = 0, s = 1 is (-2, 1); halved toward zero
+    # a quarter turn of the pair (10, 20): (c a - s b, c b + s a) with c = 0, s = 1 is (-20, 10); then halved
     of = whole({"cosine": [0], "sine": [TURN_MAX]})
     state = np.array([[[[10], [20]]]])
     assert mixers.faded(of, state, np.full((1, 1, 1, 1), 1 << 14)).ravel().tolist() == [-10, 5]

@@ -159,7 +159,7 @@ FLOAT_NETWORKS = (
         for tau in (0.5, 1.0, 2.0)
     }
     | {
-        f"skips tau={tau}": lambda tau=tau: Network(
+        f"skips tau={tau}": lambda tau=tau, neuron=neuron: Network(
             {
                 "up": nn.Linear(6, 9),
                 "first": ATMN(9, 5, tau=tau, threshold=0.4),

@@ -22,7 +22,8 @@ from marsnn.hardware.stages import KINDS, UNITY, Stage, Synapse
 from marsnn.network import Network
 from marsnn.neurons import ALIF, ATMN, LIF, CubaLIF, IntegerLIF, TernaryLIF
 from marsnn.simulator import simulate
-from tests.hardware.cases import all_cases, write_case
+from tests.hardware.case import write_case
+from tests.hardware.cases import all_cases
 from tests.hardware.gate_mutants import GATE_MUTANTS
 from tests.hardware.mutants import MUTANTS
 

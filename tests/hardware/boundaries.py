@@ -70,6 +70,9 @@ def atmn_boundary_case(steps: int) -> Case:
             }[decay]
             currents |= {exact + offset for offset in (-2, -1, 0, 1, 2)}
         currents |= {0, 1, level - 1, level, level + 1, 2 * level, STATE_MAX - 1, STATE_MAX}
+        currents |= {
+            2**22 + level + offset for offset in (-1, 0, 1)
+        }  # what is left doubles to the edge of 24 bits
         both = sorted({sign * min(current, STATE_MAX) for current in currents for sign in (1, -1)})
         levels = np.full(len(both), level)
         arrays: dict[str, Any] = {"fire": levels, "amplitude": levels, "decay": decay}

@@ -1,5 +1,6 @@
 """What every test shares: the same random numbers each run, one thread, no deadline."""
 
+import gc
 import os
 
 import pytest
@@ -18,6 +19,14 @@ torch.set_num_threads(1)  # tests run side by side under xdist
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen():
+    """Keep what was imported out of the garbage collector's sight: each Trainer.train() collects it all."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -126,7 +126,9 @@ class _Reader:
     def read(self) -> None:
         network = self.network
         if self.steps > LARGEST_STEPS:
-            self.refuse(network.names[0], f"T = {self.steps} micro-steps a token; use at most {LARGEST_STEPS}")
+            self.refuse(
+                network.names[0], f"T = {self.steps} micro-steps a token; use at most {LARGEST_STEPS}"
+            )
         signal = self.outputs[INPUT]
         broken = False
         for name, layer in network.layers.items():
@@ -145,7 +147,9 @@ class _Reader:
                 continue
             signal = self.outputs[name] = self.shared(name, found)
         if not network.neurons:
-            self.refusals.append("the network has no spiking neuron, so there is nothing for the chip to time")
+            self.refusals.append(
+                "the network has no spiking neuron, so there is nothing for the chip to time"
+            )
         self.check_doublings()
         if broken or self.refusals:
             return
@@ -250,7 +254,9 @@ class _Reader:
     def norm(self, name: str, layer: nn.Module, signal: Signal) -> Signal | None:
         shape = tuple(layer.normalized_shape)  # type: ignore[arg-type]
         if shape != signal.shape or len(shape) != 1:
-            self.refuse(name, f"normalises {list(shape)} of {list(signal.shape)}; only whole vectors are mapped")
+            self.refuse(
+                name, f"normalises {list(shape)} of {list(signal.shape)}; only whole vectors are mapped"
+            )
             return None
         size = shape[0]
         gain = np.ones(size) if layer.weight is None else _real(layer.weight)  # type: ignore[arg-type]
@@ -333,7 +339,10 @@ class _Reader:
                 own = each_of(shape) if term.map is None else term.map
                 if sender is not None:
                     size = self.outputs[term.source].shape
-                    folded = own.columns(np.broadcast_to(worth * _wide(sender, sender.threshold, size), (int(np.prod(size)),)), size)  # type: ignore[arg-type]  # noqa: E501
+                    folded = own.columns(
+                        np.broadcast_to(worth * _wide(sender, sender.threshold, size), (int(np.prod(size)),)),
+                        size,
+                    )  # type: ignore[arg-type]
                     if isinstance(folded, str):
                         self.refuse(term.source, folded)
                         folded = own

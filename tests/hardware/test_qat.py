@@ -69,7 +69,11 @@ def test_forward_is_the_exported_integers(name, bits, tmp_path):
 
 def _followers(network):
     names = list(network.layers)
-    return [(a, b) for a, b in zip(names, names[1:], strict=False) if a in network.neurons and b not in network.neurons]
+    return [
+        (a, b)
+        for a, b in zip(names, names[1:], strict=False)
+        if a in network.neurons and b not in network.neurons
+    ]
 
 
 def test_gradients_are_those_of_the_floats_on_the_integers_spikes():
@@ -79,7 +83,9 @@ def test_gradients_are_those_of_the_floats_on_the_integers_spikes():
     weights = torch.randn(3, 12, 3)
     (quantized(x) * weights).sum().backward()
     grads = {name: p.grad.clone() for name, p in network.named_parameters()}
-    assert all(grad.abs().sum() > 0 for name, grad in grads.items() if "weight" in name or "threshold" in name)
+    assert all(
+        grad.abs().sum() > 0 for name, grad in grads.items() if "weight" in name or "threshold" in name
+    )
     train_of = quantized._as_train
     sent = {}
     quantized._as_train = lambda spikes, like: sent.setdefault(len(sent), train_of(spikes, like))

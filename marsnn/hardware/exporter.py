@@ -23,7 +23,7 @@ from marsnn.hardware.graph import extract
 from marsnn.hardware.modes import as_counts
 from marsnn.hardware.netx import NetxExport, write_netx
 from marsnn.hardware.netx_file import h5py_module
-from marsnn.hardware.price import counts_of, price_of
+from marsnn.hardware.price import counts_of, price_of_run
 from marsnn.hardware.qat import QuantizedNetwork, in_order
 from marsnn.hardware.quantize import Quantized, quantize
 from marsnn.hardware.stages import INPUT
@@ -153,7 +153,7 @@ def _bundle(network: Network, sample: Tensor, path: PathLike, mode: str, bits: i
             "drift": told,
             "counts": counts.to_dict(),
             "energy": report.to_dict(),
-            "price": price_of(integers, inputs, golden, mode).to_dict(),
+            "price": price_of_run(integers, inputs, golden, mode).to_dict(),
         },
     )
 

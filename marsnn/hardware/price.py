@@ -1,6 +1,6 @@
 """What an integer run costs: operations counted from its own spikes, not from the float network's.
 
-`counts_of` counts them layer by layer, `price_of` says in one line what a mode asks for: time, places on the
+`counts_of` counts them layer by layer, `price_of_run` says in one line what a mode asks for: time, places on the
 chip, and what a token does there.
 """
 
@@ -60,7 +60,7 @@ class ModePrice:
         )
 
 
-def price_of(graph: IntegerGraph, inputs: NDArray[np.int64], run: IntegerRun, mode: str) -> ModePrice:
+def price_of_run(graph: IntegerGraph, inputs: NDArray[np.int64], run: IntegerRun, mode: str) -> ModePrice:
     """The price of a run of W tokens of a bundle's graph; of LIFs, see `StockNet.price`."""
     last = graph.last
     answered = schedule(graph).opens[last.name] + (graph.steps - 1 if last.sends == "train" else 0)

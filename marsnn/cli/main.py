@@ -56,7 +56,7 @@ class Mode(StrEnum):
     """How trains travel."""
 
     window = "window"
-    count = "count"
+    counts = "count"
     stock_lif = "stock-lif"
 
 
@@ -236,13 +236,13 @@ def export(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", help="the bundle's folder, or the file of netx, nir and stock-lif; an older one is replaced"
+            "--out",
+            "-o",
+            help="the bundle's folder, or the file of netx, nir and stock-lif; an older one is replaced",
         ),
     ],
     samples: Samples = 0,
-    layer: Annotated[
-        int | None, typer.Option(help="of a refined model: the layer that is exported")
-    ] = None,
+    layer: Annotated[int | None, typer.Option(help="of a refined model: the layer that is exported")] = None,
     part: Annotated[
         Part,
         typer.Option(
@@ -252,7 +252,9 @@ def export(
     ] = Part.auto,
     target: Annotated[
         Target,
-        typer.Option(help="lava: a bundle; netx: LIF networks as a file of lava-dl; nir: a file for other frameworks"),
+        typer.Option(
+            help="lava: a bundle; netx: LIF networks as a file of lava-dl; nir: a file for other frameworks"
+        ),
     ] = Target.lava,
     mode: Annotated[
         Mode,
@@ -283,7 +285,7 @@ def export(
         from marsnn.hardware.stock_graph import extract_stock, stock_sizes
 
         sizes = stock_sizes(extract_stock(net, tuple(x.shape[2:])))
-        neurons, synapses = (sum(row[index] for row in sizes) for index in (1, 2))
+        neurons, synapses = sum(row[1] for row in sizes), sum(row[2] for row in sizes)
         print(f"takes {neurons:,} LIFs and {synapses:,} synapses of stock Lava, zeros included", flush=True)
     written = write(net, x, out, target=target.value, mode=mode.value, allow=allow or ())
     if isinstance(written, Path):
@@ -298,7 +300,12 @@ def export(
     drift = written.report("drift") if isinstance(written, Bundle) else written.header["drift"]
     price = price_of(written)
     if as_json:
-        result = {kind: str(written.path), "tokens": len(written.inputs), "price": price.to_dict(), "drift": drift}
+        result = {
+            kind: str(written.path),
+            "tokens": len(written.inputs),
+            "price": price.to_dict(),
+            "drift": drift,
+        }
         return print_json(result)
     print(f"{kind}: {written.path} ({len(written.inputs)} golden tokens, T = {net.steps})")
     print(price.text())

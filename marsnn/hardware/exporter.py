@@ -1,10 +1,10 @@
-"""export: a trained Network for a chip's simulator, with its proof and its price; or for another framework."""
+"""export: a trained Network for a chip's simulator, with its proof and price, or for another framework."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +37,44 @@ TARGETS = ("lava", "netx", "nir")
 MODES = ("window", "count", "stock-lif")
 
 
+@overload
 def export(
     network: Network,
     sample: Tensor,
     path: PathLike,
-    target: Literal["lava", "netx", "nir"] = "lava",
-    mode: Literal["window", "count", "stock-lif"] = "window",
+    target: Literal["lava"] = ...,
+    mode: Literal["window", "count"] = ...,
+    allow: Sequence[str] = ...,
+    bits: int = ...,
+) -> Bundle: ...
+@overload
+def export(
+    network: Network, sample: Tensor, path: PathLike, *, mode: Literal["stock-lif"], bits: int = ...
+) -> StockNet: ...
+@overload
+def export(network: Network, sample: Tensor, path: PathLike, target: Literal["netx"]) -> NetxExport: ...
+@overload
+def export(
+    network: Network, sample: Tensor, path: PathLike, target: Literal["nir"], *, allow: Sequence[str] = ...
+) -> Path: ...
+@overload
+def export(
+    network: Network,
+    sample: Tensor,
+    path: PathLike,
+    target: str,
+    mode: str,
+    allow: Sequence[str] = ...,
+    bits: int = ...,
+) -> Bundle | StockNet | NetxExport | Path: ...
+
+
+def export(
+    network: Network,
+    sample: Tensor,
+    path: PathLike,
+    target: str = "lava",
+    mode: str = "window",
     allow: Sequence[str] = (),
     bits: int = 8,
 ) -> Bundle | StockNet | NetxExport | Path:
@@ -51,19 +83,18 @@ def export(
     Args:
         network: what has an exact form in the target, see `docs/lava.md`, `docs/netx.md` and `docs/nir.md`.
         sample: x [L, B, *D], representative inputs. They set the scales and become the golden run.
-        path: the bundle's folder, replaced if it is a bundle already; of "netx", "stock-lif" and "nir" the file.
+        path: the bundle's folder, replaced if it is a bundle already; the file of "netx", "stock-lif", "nir".
         target: "lava", what Lava's simulator runs spike for spike; "netx", LIF networks as lava-dl's HDF5; or
             "nir", a file in the Neuromorphic Intermediate Representation.
-        mode: of "lava". "window" is the faithful train of T steps a token, "count" one graded event in the place
-            of each train, see `marsnn.hardware.modes`; "stock-lif" the same counts from 2 T LIFs of stock Lava a
-            neuron, in a netx file, for small networks, see `marsnn.hardware.stock`.
-        bits: of "lava": of a weight with its sign, 4 to 8; see `marsnn.hardware.QuantizedNetwork` for training
-            with it.
+        mode: of "lava". "window" is the faithful train of T steps a token; "count" one graded event in the
+            place of each train, see `marsnn.hardware.modes`; "stock-lif" the same counts from pairs of stock
+            Lava's LIFs, in a netx file, for small networks, see `marsnn.hardware.stock`.
+        bits: of "lava": of a weight with its sign, 4 to 8; `marsnn.hardware.QuantizedNetwork` trains with it.
         allow: of "nir", changes of meaning that are accepted by name, see `marsnn.hardware.nir`.
 
     Returns:
-        What was written: a Bundle, which `marsnn.verify(path)` compares with Lava; of "stock-lif" a StockNet and
-        of "netx" a NetxExport, whose file `verify_netx(path)` compares; of "nir" the file's path.
+        What was written: a Bundle, which `marsnn.verify(path)` compares with Lava; a StockNet of "stock-lif"
+        and a NetxExport of "netx", whose files `verify_netx(path)` compares; of "nir" the file's path.
 
     Raises:
         ExportError: with every part of the network that has no exact image.

@@ -1,7 +1,7 @@
 """What an integer run costs: operations counted from its own spikes, not from the float network's.
 
-`counts_of` counts them layer by layer, `price_of_run` says in one line what a mode asks for: time, places on the
-chip, and what a token does there.
+`counts_of` counts them layer by layer, `price_of_run` says in one line what a mode asks for: time, places on
+the chip, and what a token does there.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ def price_of_run(graph: IntegerGraph, inputs: NDArray[np.int64], run: IntegerRun
     """The price of a run of W tokens of a bundle's graph; of LIFs, see `StockNet.price`."""
     last = graph.last
     answered = schedule(graph).opens[last.name] + (graph.steps - 1 if last.sends == "train" else 0)
-    sent = [inputs, *(run.of(stage.name) for stage in graph.stages if stage is not last or last.kind != "sum")]
+    sent = [
+        inputs,
+        *(run.of(stage.name) for stage in graph.stages if stage is not last or last.kind != "sum"),
+    ]
     return priced(
         mode,
         counts_of(graph, inputs, run),
@@ -109,9 +112,10 @@ def counts_of(graph: IntegerGraph, inputs: NDArray[np.int64], run: IntegerRun) -
     """Operations of a run of W tokens, one row for each synapse and each population.
 
     Graded values cost a multiply-accumulate for each non-zero weight, spikes of one level an accumulate,
-    integer spikes as many as they are worth. A bias is one addition a token (at every step in LIF). The doubling
-    of an accumulator and a leak by a power of two are shifts and cost nothing here. Bytes are those of the
-    integers: 1 for a weight or spike, 3 for a state. Look-ups, roots and divisions are listed as unattributed.
+    integer spikes as many as they are worth. A bias is one addition a token (at every step in LIF). The
+    doubling of an accumulator and a leak by a power of two are shifts and cost nothing here. Bytes are those
+    of the integers: 1 for a weight or spike, 3 for a state. Look-ups, roots and divisions are listed as
+    unattributed.
     """
     counts = OperationCounts(tokens=len(inputs), steps=graph.steps)
     for stage in graph.stages:
@@ -127,7 +131,13 @@ def counts_of(graph: IntegerGraph, inputs: NDArray[np.int64], run: IntegerRun) -
         sent = np.asarray(run.of(stage.name), dtype=np.int64)
         _book(counts, stage.name, POPULATIONS[stage.kind](graph, stage, sent))
         for what, times in UNATTRIBUTED.get(stage.kind, {}).items():
-            size = stage.neurons if times == "neuron" else len(stage.arrays["multiplier"]) if times == "head" else 1
+            size = (
+                stage.neurons
+                if times == "neuron"
+                else len(stage.arrays["multiplier"])
+                if times == "head"
+                else 1
+            )
             counts.leave_out(f"{what} of {stage.name}", size * len(inputs))
     for name, steps in schedule(graph).delays.items():
         if steps:
@@ -197,7 +207,9 @@ def _leaks(decay: Ints) -> NDArray[np.bool_]:
 def _count(graph: IntegerGraph, stage: Stage, values: Ints) -> LayerCounts:
     """One comparison for each level; the event carries a number, so it isn't booked as a spike."""
     return LayerCounts(
-        add=values.size * stage.arrays["levels"].shape[1], neuron_updates_active=values.size, bytes_moved=values.size
+        add=values.size * stage.arrays["levels"].shape[1],
+        neuron_updates_active=values.size,
+        bytes_moved=values.size,
     )
 
 

@@ -16,7 +16,7 @@ def price_of(exported: Bundle | StockNet | PathLike) -> ModePrice:
     Counted from the integers, not read from a report.
 
     Args:
-        exported: what `marsnn.export` gave, or its path: a bundle's folder, or a file of the mode "stock-lif".
+        exported: what `marsnn.export` gave, or its path: a bundle's folder, or the file of "stock-lif".
 
     Raises:
         FileError: there is no such export, or it is damaged.

@@ -7,16 +7,16 @@ each, on two rails: the one sees the weights, the other one their negatives.
     rail +   spikes where  h >= level      rail -   spikes where  -h >= level
     count    sum of worth (s+ - s-)        worth: 1 for tau = 1, and 2^m of level m for tau = 2
 
-A layer of netx has one threshold, and levels differ; so each LIF has a bias of its own. With the synaptic sum a,
-h = (a << shift) + b, and
+A layer of netx has one threshold, and levels differ; so each LIF has a bias of its own. With the synaptic sum
+a, h = (a << shift) + b, and
 
     h >= level          where  a >= A,   A = ceil((level - b) / 2^shift)      of -h: a is negative, b too
     Lava's LIF spikes   where  (a << 6) + (bias << 6) > threshold << 6
     so                  bias = threshold + 1 - A
 
-which is exact: no weight and no level is rounded. A sum that no input brings is written as the next one beyond
-what inputs can bring. The weights of the next layer take the counts apart again: worth * weight from a LIF of
-rail +, -worth * weight from one of rail -, and the negatives of both into rail -.
+which is exact: no weight and no level is rounded. A sum that no input brings is written as the next one
+beyond what inputs can bring. The weights of the next layer take the counts apart again: worth * weight from a
+LIF of rail +, -worth * weight from one of rail -, and the negatives of both into rail -.
 
 | has to fit               | width                                                                   |
 |--------------------------|-------------------------------------------------------------------------|
@@ -24,10 +24,10 @@ rail +, -worth * weight from one of rail -, and the negatives of both into rail 
 | synaptic sum a           | 17 bits and a sign: Lava's current has 24, and a << 6 enters it         |
 | A of a layer's LIFs      | 8,192 numbers in a row: a bias has 13 bits                              |
 
-A worth above `LARGEST_WORTH` would leave weights too few bits, so such a level has several LIFs that share it: for
-tau = 1 K = T, for tau = 2 K = 1, 2, 3, 5, 9, 17 for T = 1 to 6. A layer of N neurons is 2 K N LIFs in the order
-[rail, level, neuron]; a weight between two such layers is 4 K K' synapses. A layer takes one step, and a token one
-step. Needs numpy alone.
+A worth above `LARGEST_WORTH` would leave weights too few bits, so such a level has several LIFs that share
+it: K = T for tau = 1; K = 1, 2, 3, 5, 9, 17 for tau = 2 and T = 1 to 6. A layer of N neurons is 2 K N LIFs in
+the order [rail, level, neuron]; a weight between two such layers is 4 K K' synapses. A layer takes one step,
+and a token one step. Needs numpy alone.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def lifs_of(worth: Sequence[int]) -> int:
 
 
 def shared(worth: Ints) -> tuple[Ints, Ints]:
-    """What the LIFs of levels count that are worth [K] together, [K'], and the level of each of them, [K']."""
+    """Of levels that are worth [K]: what each of their LIFs counts, [K'], and whose it is, [K']."""
     parts = [
         (min(LARGEST_WORTH, int(each) - taken), level)
         for level, each in enumerate(worth)
@@ -199,7 +199,9 @@ def _chain(graph: IntegerGraph, index: int) -> list[str]:
         return [f"{stage.name}: a {stage.kind} has no form in stock LIFs"]
     before = graph.stages[index - 1].name if index else INPUT
     if [synapse.source for synapse in stage.synapses] != [before]:
-        return [f"{stage.name}: takes {', '.join(s.source for s in stage.synapses)}; a chain takes {before} alone"]
+        return [
+            f"{stage.name}: takes {', '.join(s.source for s in stage.synapses)}; a chain takes {before} alone"
+        ]
     if stage.synapses[0].form == "each":
         return [f"{stage.name}: follows {before} directly; put a Linear between them"]
     return []
@@ -225,7 +227,10 @@ def _layer(
     if not weight.any():
         return layer, "all its weights are zero, which netx can't load; remove the layer"
     if np.abs(rows).max() > WEIGHT_MAX:
-        return layer, f"weights times worth reach {np.abs(rows).max()} of {WEIGHT_MAX}; use tau=1 or fewer bits"
+        return (
+            layer,
+            f"weights times worth reach {np.abs(rows).max()} of {WEIGHT_MAX}; use tau=1 or fewer bits",
+        )
     if largest.max() > SUM_MAX:
         return layer, f"sums reach {largest.max()} of {SUM_MAX}; use fewer inputs or bits"
     if bias.max() > BIAS_MAX:
@@ -265,8 +270,8 @@ def too_large(rows: Sequence[tuple[str, int, int]]) -> list[str]:
     name, lifs, most = max(rows, key=lambda row: row[2])
     return [
         f"{name}: takes {lifs:,} LIFs and {most:,} synapses, the network {total:,} of at most "
-        f"{LARGEST_SYNAPSES:,} (2 K LIFs a neuron, 4 K^2 synapses a weight, K = T for tau = 1); use fewer steps or neurons, or "
-        'mode="count"'
+        f"{LARGEST_SYNAPSES:,} (2 K LIFs a neuron, 4 K^2 synapses a weight, K = T for tau = 1); use fewer "
+        'steps or neurons, or mode="count"'
     ]
 
 

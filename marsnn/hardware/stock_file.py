@@ -1,9 +1,10 @@
 """A network of stock LIFs as a netx file: written, read back, counted.
 
-To netx it is a file as any other. The group marsnn says beside the golden run which LIFs stand for which neuron
-(`rails`) and holds the readout, which the host sums; so counts and outputs follow from spikes without marsnn:
+To netx it is a file as any other. The group marsnn says beside the golden run which LIFs stand for which
+neuron (`rails`) and holds the readout, which the host sums; so all follows from spikes, without marsnn:
 
-    counts = worth . (spikes of rail + minus spikes of rail -)       outputs = (counts @ weight.T << shift) + bias
+    counts = worth . (spikes of rail + minus spikes of rail -)
+    sums   = (counts @ weight.T << shift) + bias                 outputs = sums * unit
 
 Needs h5py and numpy.
 """
@@ -72,7 +73,8 @@ class StockNet:
         """The same in real numbers."""
         sums = self.sums(run)
         assert self.lifs.readout is not None
-        return sums * np.asarray(self.header["units"][self.lifs.readout.name], dtype=np.float64)
+        units = np.asarray(self.header["units"][self.lifs.readout.name], dtype=np.float64)
+        return sums.astype(np.float64) * units
 
     def operations(self) -> OperationCounts:
         """Operations of the golden run, as `counts_of` counts them; a readout's are the host's.

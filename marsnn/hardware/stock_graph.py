@@ -40,8 +40,8 @@ def extract_stock(network: Network, inputs: tuple[int, ...]) -> Graph:
             refusals += [f"{name}: {reason}" for reason in _atmn_refusals(layer)]
         elif isinstance(layer, Neuron):
             refusals.append(
-                f"{name}: {type(layer).__name__} takes a current at every step, so it is no count; export it to "
-                'target "netx", or in window mode'
+                f"{name}: {type(layer).__name__} takes a current at every step, so it is no count; export it "
+                'to target "netx", or in window mode'
             )
         elif not isinstance(layer, (*LINEAR_MAPS, *SILENT)):
             refusals.append(f"{name}: {type(layer).__name__} has no form in stock LIFs; use count mode")
@@ -77,13 +77,13 @@ def _atmn_refusals(neuron: ATMN) -> list[str]:
     tau = neuron.tau.item()
     if tau == 0.5:
         reasons.append(
-            "tau = 0.5; its spikes are the digits of a number, whose 2^T - 1 levels would be as many pairs of LIFs; "
-            "use tau = 1 or 2, or count mode"
+            "tau = 0.5; its spikes are the digits of a number, whose 2^T - 1 levels would be as many pairs "
+            "of LIFs; use tau = 1 or 2, or count mode"
         )
     if neuron.fire_at != 1:
         reasons.append(
-            f"fire_at = {neuron.fire_at:g}; its spikes may change sign, so they are no count; use fire_at=1, or "
-            "window mode"
+            f"fire_at = {neuron.fire_at:g}; its spikes may change sign, so they are no count; use fire_at=1, "
+            "or window mode"
         )
     return reasons
 
@@ -97,8 +97,8 @@ def quantize_stock(
 ) -> tuple[Quantized, Lifs]:
     """The integers, as a window graph, and the LIFs that give the same counts.
 
-    17 bits hold the product of input and weight, so bits of the one may have to be given for bits of the other:
-    the input takes so many levels as bring the integers nearest to the float network by `distance`.
+    17 bits hold the product of input and weight, so bits of the one may have to be given for bits of the
+    other: the input takes so many levels as bring the integers nearest to the float network by `distance`.
 
     Args:
         sample: [W, D].

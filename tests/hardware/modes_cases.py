@@ -1,4 +1,4 @@
-"""Window graphs of ATMN for the other modes: random ones that are kept busy, directed ones on every boundary."""
+"""Window graphs of ATMN for the other modes: random ones that are kept busy, others on every boundary."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def readout(name, source, arrival, weight, bias, shift=0):
 
 
 def random_mode_case(seed: int, taus=(1, 2)) -> ModeCase:
-    """1 to 3 populations, T from 1 to 6, biases that fire alone, shifts; every other case ends with a readout."""
+    """1 to 3 populations, T from 1 to 6, biases that fire alone, shifts; every other one has a readout."""
     rng = np.random.default_rng(seed)
     steps = 1 + seed % 6
     width, tokens = int(rng.integers(2, 7)), 40
@@ -68,7 +68,9 @@ def random_mode_case(seed: int, taus=(1, 2)) -> ModeCase:
         sent[made.name], _ = integer.run_stage(graph, made, sent)
         source, arrival, width = made.name, ARRIVALS[tau], neurons
     if seed % 2:
-        last = readout("out", source, arrival, rng.integers(-127, 128, (3, width)), rng.integers(-99, 99, 3), 2)
+        last = readout(
+            "out", source, arrival, rng.integers(-127, 128, (3, width)), rng.integers(-99, 99, 3), 2
+        )
         graph = replace(graph, stages=(*graph.stages, last))
     return ModeCase(f"random{seed}", graph, inputs)
 

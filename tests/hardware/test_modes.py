@@ -1,8 +1,9 @@
-"""Reference: count mode and stock LIFs against window mode, number for number; refusals, mutants, prices, Lava."""
+"""Reference: count mode and stock LIFs against window mode and in Lava; refusals, mutants, prices."""
 
 import json
 import subprocess
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -48,7 +49,7 @@ DRIVER = Path(__file__).parent / "netx_driver.py"
 def atmn_network(tau=1, steps=4, sizes=(8, 10, 6), out=3, **settings):
     torch.manual_seed(0)
     layers = []
-    for inputs, neurons in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, neurons in pairwise(sizes):
         layers += [nn.Linear(inputs, neurons), ATMN(neurons, steps, tau=tau, threshold=0.3, **settings)]
     return Network([*layers, nn.Linear(sizes[-1], out)] if out else layers)
 
@@ -125,7 +126,7 @@ def test_every_count_is_that_of_window_mode():
 def test_rails_by_hand():
     """Levels worth 1, 2, 4 of two neurons: 3 = 1 + 2 on rail +, -7 on rail -."""
     rails = Rails("a", 2, (1, 2, 4))
-    spikes = np.array([1, 0, 1, 0, 0, 0] + [0, 1, 0, 1, 0, 1])
+    spikes = np.array([1, 0, 1, 0, 0, 0, 0, 1, 0, 1, 0, 1])
     assert rails.counts(spikes).tolist() == [3, -7]
     assert rails.spread(np.array([[5, -2]])).tolist() == [[5, -2, 10, -4, 20, -8, -5, 2, -10, 4, -20, 8]]
     assert rails.lifs == 12
@@ -224,7 +225,11 @@ MUTANTS = {
     "> for >=": (stock, "needed", lambda *args: NEEDED(*args) + 1),
     "fires one below its level": (stock, "needed", lambda *args: NEEDED(*args) - 1),
     "bias off by one": (stock, "_layer", with_layer(lambda made: replace(made, bias=made.bias + 1))),
-    "threshold off by one": (stock, "_layer", with_layer(lambda made: replace(made, threshold=made.threshold + 1))),
+    "threshold off by one": (
+        stock,
+        "_layer",
+        with_layer(lambda made: replace(made, threshold=made.threshold + 1)),
+    ),
     "one bias for both rails": (stock, "needed", lambda *args: np.stack([NEEDED(*args)[0]] * 2)),
     "biases of the other rail": (stock, "needed", lambda *args: NEEDED(*args)[::-1]),
     "the shift rounds down": (
@@ -238,7 +243,11 @@ MUTANTS = {
         with_layer(lambda made: replace(made, weight=turned(made.weight, 0))),
     ),
     "rails swapped where they arrive": (Rails, "spread", lambda self, weight: turned(SPREAD(self, weight))),
-    "rail - adds": (Rails, "spread", lambda self, weight: np.abs(SPREAD(self, weight)) * np.sign(SPREAD(self, weight)[0, 0])),
+    "rail - adds": (
+        Rails,
+        "spread",
+        lambda self, weight: np.concatenate([np.split(SPREAD(self, weight), 2, axis=-1)[0]] * 2, axis=-1),
+    ),
     "worth 1 in the weights": (
         Rails,
         "spread",
@@ -275,7 +284,7 @@ def test_mutants_are_caught(name, monkeypatch):
         try:
             if mismatches(case):
                 return
-        except (AssertionError, ExportError):  # what no longer fits is noticed as well
+        except (AssertionError, ExportError):  # what does not fit proves nothing
             continue
     pytest.fail(f"no case notices the mutant {name!r}")
 
@@ -297,7 +306,9 @@ def test_a_network_gives_the_counts_of_its_window_integers(tau, steps, tmp_path)
         assert np.count_nonzero(number) > number.size / 20
     assert np.array_equal(net.sums(), window.values["linear3"])
     # the same LIFs on inputs that set no scale
-    other = np.random.default_rng(0).integers(-quantized.graph.input_max, quantized.graph.input_max + 1, (50, 8))
+    other = np.random.default_rng(0).integers(
+        -quantized.graph.input_max, quantized.graph.input_max + 1, (50, 8)
+    )
     window = integer.run(quantized.graph, other)
     found = net.counts(lifs.model.run(other))
     for name, number in numbers(quantized.graph, window).items():
@@ -360,7 +371,9 @@ def test_images_are_written_out(tmp_path):
 def test_quantized_networks_are_taken(tmp_path):
     x = sample()
     plain = export(atmn_network(), x, tmp_path / "a.net", mode="stock-lif", bits=5)
-    trained = export(QuantizedNetwork(atmn_network(), x, bits=5), x, tmp_path / "b.net", mode="stock-lif", bits=5)
+    trained = export(
+        QuantizedNetwork(atmn_network(), x, bits=5), x, tmp_path / "b.net", mode="stock-lif", bits=5
+    )
     assert np.array_equal(plain.sums(), trained.sums())
     assert max(np.abs(layer.weight).max() for layer in plain.model.layers) <= 15
 
@@ -373,11 +386,11 @@ def chain(*middle):
 
 
 REFUSED = {
-    "tau": (lambda: Network(chain(ATMN(6, 4, tau=0.5))), "atmn1: tau = 0.5; its spikes are the digits of a number"),
-    "fire_at": (lambda: Network(chain(ATMN(6, 4, tau=1, fire_at=0.7))), "atmn1: fire_at = 0.7; .* change sign"),
+    "tau": (lambda: Network(chain(ATMN(6, 4, tau=0.5))), "atmn1: tau = 0.5; its spikes are the digits"),
+    "fire_at": (lambda: Network(chain(ATMN(6, 4, tau=1, fire_at=0.7))), "atmn1: fire_at = 0.7; .* sign"),
     "TMN": (lambda: Network(chain(TMN(6, 4))), "tmn1: fire_at = 0.5"),
     "LIF": (lambda: Network(chain(LIF(6, 4))), 'lif1: LIF takes a current .* export it to target "netx"'),
-    "gate": (lambda: Network([GatedLinear(8, 6), ATMN(6, 4, tau=1)]), "GatedLinear has no form in stock LIFs"),
+    "gate": (lambda: Network([GatedLinear(8, 6), ATMN(6, 4, tau=1)]), "GatedLinear has no form in stock"),
     "norm": (
         lambda: Network([nn.Linear(8, 6), nn.LayerNorm(6), ATMN(6, 4, tau=1)]),
         "LayerNorm has no form in stock LIFs; use count mode",
@@ -397,11 +410,12 @@ REFUSED = {
     "another tau": (lambda: Network(chain(ATMN(6, 4, tau=3))), "atmn1: tau = 3; a chip can shift only"),
     "too large": (
         lambda: Network([nn.Linear(8, 200), ATMN(200, 6, tau=1), nn.Linear(200, 200), ATMN(200, 6, tau=1)]),
-        rf"atmn2: takes 2,400 LIFs and 5,760,000 synapses, the network 5,779,200 of at most {LARGEST_SYNAPSES:,} "
-        r'\(2 K LIFs a neuron, 4 K\^2 synapses a weight, .*; use fewer steps or neurons, or mode="count"',
+        rf"atmn2: takes 2,400 LIFs and 5,760,000 synapses, .* 5,779,200 of at most {LARGEST_SYNAPSES:,}"
+        r' \(2 K LIFs a neuron, 4 K\^2 synapses a weight, .*; use fewer steps or neurons, or mode="count"',
     ),
     "too many steps": (
-        lambda: Network([nn.Linear(8, 6), ATMN(6, 22, tau=2), nn.Linear(6, 2)]), "atmn1: takes 12,582,936 LIFs"
+        lambda: Network([nn.Linear(8, 6), ATMN(6, 22, tau=2), nn.Linear(6, 2)]),
+        "atmn1: takes 12,582,924 LIFs",
     ),
 }  # fmt: skip
 
@@ -419,7 +433,9 @@ def test_refused_by_name(name, tmp_path):
 def test_too_many_inputs_leave_the_weights_too_few_bits(tmp_path):
     torch.manual_seed(0)
     network = Network([nn.Linear(4000, 3), ATMN(3, 2, tau=1, threshold=0.3)])
-    message = "atmn1: the worst case of 3 of its channels fits 17-bit sums, 13-bit biases and 8-bit weights of stock"
+    message = (
+        "atmn1: the worst case of 3 of its channels fits 17-bit sums, 13-bit biases and 8-bit weights of"
+    )
     with pytest.raises(ExportError, match=message):
         export(network, torch.randn(1, 4, 4000), tmp_path / "a.net", mode="stock-lif")
 
@@ -458,7 +474,7 @@ def test_files_that_are_others(tmp_path):
     path = tmp_path / "a.net"
     written = export(atmn_network(), sample(), path, mode="stock-lif")
     write_model(tmp_path / "b.net", written.model, written.inputs, written.golden)
-    with pytest.raises(FileError, match='b.net: was not exported in the mode "stock-lif"'):
+    with pytest.raises(FileError, match=r'b\.net: was not exported in the mode "stock-lif"'):
         read_stock(tmp_path / "b.net")
 
     def edited(change):
@@ -472,7 +488,7 @@ def test_files_that_are_others(tmp_path):
     for change, message in (
         (lambda values: values.pop("rails"), "header is damaged"),
         (lambda values: values["rails"].pop(), "header does not fit its layers"),
-        (lambda values: values.update(readout={"name": "out", "shift": -1}), "header does not fit its layers"),
+        (lambda values: values.update(readout={"name": "out", "shift": -1}), "header does not fit its"),
         (lambda values: values.update(readout={"name": "out", "shift": 0}), "readout does not fit"),
         (lambda values: values.update(drift=3), "header is damaged"),
     ):
@@ -485,7 +501,7 @@ def test_files_that_are_others(tmp_path):
 
 
 def test_prices_by_hand(tmp_path):
-    """Two inputs, one neuron with T = 2 that fires at 3, one readout; tokens (3, 0) and (3, 3): counts 1 and 2.
+    """Two inputs, one neuron with T = 2 that fires at 3, one readout; (3, 0) and (3, 3) count 1 and 2.
 
     window      3 inputs and 3 spikes in two tokens; 3 inputs meet a weight, 3 spikes meet one
     count       3 inputs and 2 events; the events are multiplied as well

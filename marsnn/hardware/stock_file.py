@@ -6,7 +6,7 @@ neuron (`rails`) and holds the readout, which the host sums; so all follows from
     counts = worth . (spikes of rail + minus spikes of rail -)
     sums   = (counts @ weight.T << shift) + bias                 outputs = sums * unit
 
-Needs h5py and numpy.
+Needs h5py.
 """
 
 from __future__ import annotations

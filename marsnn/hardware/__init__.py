@@ -1,6 +1,6 @@
-"""From a trained Network to a chip: `export` writes a bundle, `verify` compares it with Lava.
+"""From a trained Network to a chip: `export` writes a bundle, `verify` compares it with Lava, `validate_energy` with SANA-FE.
 
-Names load on first use: `verify` and `load` need numpy alone, `export` needs torch.
+Names load on first use: `verify`, `validate_energy` and `load` need numpy alone, `export` needs torch.
 """
 
 from importlib import import_module
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from marsnn.hardware.price import ModePrice
     from marsnn.hardware.pricing import price_of
     from marsnn.hardware.qat import QuantizedNetwork
+    from marsnn.hardware.sanafe import EnergyValidation, validate_energy
     from marsnn.hardware.stock_file import StockNet, read_stock
 
 _HOMES = {
     "Bundle": "bundle",
+    "EnergyValidation": "sanafe",
     "LoihiModel": "loihi",
     "ModePrice": "price",
     "NetxExport": "netx",
@@ -38,6 +40,7 @@ _HOMES = {
     "read_nir": "nir",
     "read_stock": "stock_file",
     "to_nir": "nir",
+    "validate_energy": "sanafe",
     "verify": "lava",
     "verify_netx": "netx_lava",
     "write_netx": "netx",
@@ -46,6 +49,7 @@ _HOMES = {
 
 __all__ = [
     "Bundle",
+    "EnergyValidation",
     "LoihiModel",
     "ModePrice",
     "NetxExport",
@@ -61,6 +65,7 @@ __all__ = [
     "read_nir",
     "read_stock",
     "to_nir",
+    "validate_energy",
     "verify",
     "verify_netx",
     "write_netx",

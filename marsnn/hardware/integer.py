@@ -84,7 +84,9 @@ def run_stage(graph: IntegerGraph, stage: Stage, sent: Mapping[str, Ints]) -> tu
     """
     arrived = {port: arrive(graph, stage, port, sent) for port in stage.bias}
     total = sum(clipped for _, clipped in arrived.values())
-    output, clipped = POPULATIONS[stage.kind](graph, stage, {port: each for port, (each, _) in arrived.items()})
+    output, clipped = POPULATIONS[stage.kind](
+        graph, stage, {port: each for port, (each, _) in arrived.items()}
+    )
     return output, total + clipped
 
 

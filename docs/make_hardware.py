@@ -21,19 +21,19 @@ def kept(name: str) -> dict:
 def blocks() -> str:
     """Layers of a refined model in Lava."""
     found = kept("blocks")
+    sites = ", ".join(row["name"] for row in found["rows"][0]["drift"]["layers"])
     lines = [
-        f"{found['model']}",
+        f"{found['model']}.",
         "",
-        "| layer | mismatches | of spike slots, graded values, sums | spikes +1, -1 | Lava | slots that drift: "
-        + ", ".join(row["name"] for row in found["rows"][0]["drift"]["layers"])
-        + " | output error, rms |",
+        "| layer | mismatches | of spike slots, graded values, sums | spikes +1, -1 | Lava | "
+        f"slots that drift: {sites} | output error, rms |",
         "|---" * 7 + "|",
     ]
     for row in found["rows"]:
         seen, drift = row["verification"], row["drift"]
         lines.append(
-            f"| {row['layer']} | {seen['mismatches']} | {seen['slots']:,}, {seen['values']:,}, {seen['sums']:,} | "
-            f"{seen['positive']:,}, {seen['negative']:,} | {seen['seconds']:.0f} s | "
+            f"| {row['layer']} | {seen['mismatches']} | "
+            f"{seen['slots']:,}, {seen['values']:,}, {seen['sums']:,} | {seen['positive']:,}, {seen['negative']:,} | {seen['seconds']:.0f} s | "
             + ", ".join(f"{each['end_to_end']:.1%}" for each in drift["layers"])
             + f" | {drift['output']['rms_error'] / drift['output']['rms']:.1%} |"
         )

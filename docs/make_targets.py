@@ -1,4 +1,4 @@
-"""Write the table of targets into docs/targets.md, and its main rows into README.md:  python docs/make_targets.py
+"""Write the table of targets into docs/targets.md and README.md:  python docs/make_targets.py
 
 Each cell is tried: tests/hardware/targets.py has a network for every row, and `marsnn.export` writes it or refuses
 it. Where it is written, tests/hardware/test_targets.py compares every spike with Lava's.

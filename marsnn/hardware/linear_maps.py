@@ -108,9 +108,8 @@ class Merged:
 def affine_of(layer: nn.Module, shape: tuple[int, ...]) -> Own | str:
     """A linear layer on inputs [*shape], or why it has no map."""
     exact = deepcopy(layer).double().cpu().eval()
-    if isinstance(layer, nn.Linear):
-        if len(shape) != 1:
-            return f"a Linear on {list(shape)}; put a Flatten before it"
+    if isinstance(layer, nn.Linear) and len(shape) != 1:
+        return f"a Linear on {list(shape)}; put a Flatten before it"
     try:
         with torch.no_grad():
             out = tuple(exact(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])

@@ -40,8 +40,8 @@ def _refused(graph: IntegerGraph, stage: Stage) -> list[str]:
         return []
     if stage.kind != "atmn":
         return [
-            f"{stage.name}: only an ATMN's train is one number; its neurons take a current at every step. Use "
-            "window mode"
+            f"{stage.name}: only an ATMN's train is one number; its neurons take a current at every step. "
+            "Use window mode"
         ]
     if (stage.arrays["fire"] != stage.arrays["amplitude"]).any():
         return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ IMAGE = (1, 6, 6)
 
 
 def _behind(layer: nn.Module, width: int = 5) -> Network:
-    """A Linear, the layer, and neurons behind it where it has none; ends in neurons, which every target takes."""
+    """A Linear, the layer, and neurons at the end, which every target takes."""
     return Network(
         {
             "fc": nn.Linear(6, width),
@@ -45,17 +46,27 @@ def _behind(layer: nn.Module, width: int = 5) -> Network:
 
 def _atmn(tau: float, fire_at: float = 1.0) -> Callable[[], Network]:
     return lambda: Network(
-        {"fc": nn.Linear(6, 5), "own": ATMN(5, T, tau=tau, fire_at=fire_at, threshold=0.3), "out": nn.Linear(5, 4),
-         "last": ATMN(4, T, tau=tau, fire_at=fire_at, threshold=0.1)}
+        {"fc": nn.Linear(6, 5), "own": ATMN(5, T, tau=tau, fire_at=fire_at, threshold=0.3),
+         "out": nn.Linear(5, 4), "last": ATMN(4, T, tau=tau, fire_at=fire_at, threshold=0.1)}
     )  # fmt: skip
 
 
-def _image(*layers: nn.Module) -> Callable[[], Network]:
-    return lambda: Network(list(layers))
+def _seen(*layers: nn.Module, size: int = 12) -> Network:
+    """Layers on an image, and neurons behind them."""
+    return Network([*layers, nn.Flatten(), nn.Linear(size, 4), _hard(4, 0.1)])
 
 
 def _lif(**settings: object) -> Callable[[], Network]:
     return lambda: _behind(LIF(5, T, threshold=0.3, **settings))  # type: ignore[arg-type]
+
+
+def _hard(features: int, threshold: float, **settings: Any) -> LIF:
+    return LIF(features, T, threshold=threshold, reset="zero", **settings)
+
+
+def _carried() -> Network:
+    first, last = (_hard(n, threshold, carry="sequence") for n, threshold in ((5, 0.3), (4, 0.1)))
+    return Network([nn.Linear(6, 5), first, nn.Linear(5, 4), last])
 
 
 ROWS: dict[str, tuple[Callable[[], Network], tuple[int, ...]]] = {
@@ -65,33 +76,31 @@ ROWS: dict[str, tuple[Callable[[], Network], tuple[int, ...]]] = {
     "ATMN, tau = 2": (_atmn(2.0), FLAT),
     "LIF, reset to zero": (_lif(reset="zero"), FLAT),
     "LIF, reset by subtraction": (_lif(reset="subtract"), FLAT),
-    "LIF, state carried over tokens": (
-        lambda: Network([nn.Linear(6, 5), LIF(5, T, threshold=0.3, reset="zero", carry="sequence"), nn.Linear(5, 4), LIF(4, T, threshold=0.1, reset="zero", carry="sequence")]),  # noqa: E501
-        FLAT,
-    ),
-    "PLIF, reset to zero": (lambda: _behind(PLIF(5, T, threshold=0.3, reset="zero")), FLAT),
-    "CubaLIF, reset to zero": (lambda: _behind_without_bias(CubaLIF(5, T, threshold=0.3, reset="zero")), FLAT),
+    "LIF, state carried over tokens": (_carried, FLAT),
+    "PLIF, reset to zero": (lambda: _behind(P_hard(5, 0.3)), FLAT),
+    "CubaLIF, reset to zero": (lambda: _behind_without_bias(Cuba_hard(5, 0.3)), FLAT),
     "ALIF": (lambda: _behind(ALIF(5, T, threshold=0.2)), FLAT),
     "IntegerLIF": (lambda: _behind(IntegerLIF(5, T, threshold=0.2)), FLAT),
     "TernaryLIF": (lambda: _behind(TernaryLIF(5, T, threshold=0.2)), FLAT),
     "LeakyIntegrator": (lambda: _behind(LeakyIntegrator(5, T)), FLAT),
     "Izhikevich": (lambda: _behind(Izhikevich(5, T)), FLAT),
-    "Linear as the last layer": (lambda: Network([nn.Linear(6, 5), LIF(5, T, threshold=0.3, reset="zero"), nn.Linear(5, 3)]), FLAT),  # noqa: E501
+    "Linear as the last layer": (lambda: Network([nn.Linear(6, 5), _hard(5, 0.3), nn.Linear(5, 3)]), FLAT),
     "Conv2d": (
-        _image(nn.Conv2d(1, 3, 3), LIF(3, T, threshold=0.2, reset="zero", feature_dim=-3), nn.Flatten(), nn.Linear(48, 4), LIF(4, T, threshold=0.1, reset="zero")),  # noqa: E501
+        lambda: _seen(nn.Conv2d(1, 3, 3), _hard(3, 0.2, feature_dim=-3), size=48),
         IMAGE,
     ),
     "AvgPool2d": (
-        _image(nn.Conv2d(1, 3, 3), LIF(3, T, threshold=0.2, reset="zero", feature_dim=-3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12, 4), LIF(4, T, threshold=0.1, reset="zero")),  # noqa: E501
+        lambda: _seen(nn.Conv2d(1, 3, 3), _hard(3, 0.2, feature_dim=-3), nn.AvgPool2d(2)),
         IMAGE,
     ),
     "Conv1d": (
-        _image(nn.Conv1d(1, 3, 3), LIF(3, T, threshold=0.2, reset="zero", feature_dim=-2), nn.Flatten(), nn.Linear(12, 4), LIF(4, T, threshold=0.1, reset="zero")),  # noqa: E501
+        lambda: _seen(nn.Conv1d(1, 3, 3), _hard(3, 0.2, feature_dim=-2)),
         (1, 6),
     ),
     "a skip": (
         lambda: Network(
-            {"fc": nn.Linear(6, 5), "a": LIF(5, T, threshold=0.3, reset="zero"), "in": nn.Linear(5, 5), "b": LIF(5, T, threshold=0.3, reset="zero"), "out": nn.Linear(5, 4), "last": LIF(4, T, threshold=0.1, reset="zero")},  # noqa: E501
+            {"fc": nn.Linear(6, 5), "a": _hard(5, 0.3), "in": nn.Linear(5, 5), "b": _hard(5, 0.3),
+             "out": nn.Linear(5, 4), "last": _hard(4, 0.1)},
             skips={"out": "a"},
         ),
         FLAT,
@@ -103,9 +112,11 @@ ROWS: dict[str, tuple[Callable[[], Network], tuple[int, ...]]] = {
     "LayerNorm": (lambda: Network([nn.LayerNorm(6), ATMN(6, T), nn.Linear(6, 3)]), FLAT),
     "S4D": (lambda: Network([nn.Linear(6, 8), S4D(8, 4), ATMN(8, T, threshold=0.3), nn.Linear(8, 3)]), FLAT),
     "SSDCore": (lambda: _ssd(), FLAT),
-    "SSD with its own projections": (lambda: Network([SSD(6, head_dim=4, state_size=4), ATMN(6, T), nn.Linear(6, 3)]), FLAT),  # noqa: E501
+    "SSD with its own projections": (
+        lambda: Network([SSD(6, head_dim=4, state_size=4), ATMN(6, T), nn.Linear(6, 3)]), FLAT,
+    ),
     "MaxPool2d": (
-        _image(nn.Conv2d(1, 3, 3), LIF(3, T, threshold=0.2, reset="zero", feature_dim=-3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 4), LIF(4, T, threshold=0.1, reset="zero")),  # noqa: E501
+        lambda: _seen(nn.Conv2d(1, 3, 3), _hard(3, 0.2, feature_dim=-3), nn.MaxPool2d(2)),
         IMAGE,
     ),
     "ReLU": (lambda: Network([nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), LIF(4, T)]), FLAT),

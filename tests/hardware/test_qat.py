@@ -1,6 +1,7 @@
 """Training with the chip's integers: forward equal to an export's own run, backward that of the floats."""
 
 import copy
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,9 +18,16 @@ from marsnn.ssm import S4D
 from marsnn.training import TrainConfig, accuracy, train
 
 NETWORKS = {
-    "atmn": lambda: [nn.Linear(6, 10), ATMN(10, threshold=0.5), nn.Linear(10, 8), ATMN(8, threshold=0.3), nn.Linear(8, 3)],
-    "lif": lambda: [nn.Linear(6, 10), LIF(10, threshold=0.5), nn.Linear(10, 8), ALIF(8, threshold=0.1), nn.Linear(8, 3)],
-    "carried": lambda: [nn.Linear(6, 10), LIF(10, threshold=0.3, carry="sequence"), nn.Linear(10, 4), IntegerLIF(4, threshold=0.2)],
+    "atmn": lambda: [
+        nn.Linear(6, 10), ATMN(10, threshold=0.5), nn.Linear(10, 8), ATMN(8, threshold=0.3), nn.Linear(8, 3),
+    ],
+    "lif": lambda: [
+        nn.Linear(6, 10), LIF(10, threshold=0.5), nn.Linear(10, 8), ALIF(8, threshold=0.1), nn.Linear(8, 3),
+    ],
+    "carried": lambda: [
+        nn.Linear(6, 10), LIF(10, threshold=0.3, carry="sequence"), nn.Linear(10, 4),
+        IntegerLIF(4, threshold=0.2),
+    ],
     "ssm": lambda: [nn.Linear(6, 8), S4D(8, 4), ATMN(8, threshold=0.3), nn.Linear(8, 3)],
     "conv": lambda: [
         nn.Conv1d(1, 3, 3), LIF(3, feature_dim=-2, threshold=0.2), nn.Flatten(), nn.Linear(12, 3),
@@ -68,12 +76,9 @@ def test_forward_is_the_exported_integers(name, bits, tmp_path):
 
 
 def _followers(network):
-    names = list(network.layers)
-    return [
-        (a, b)
-        for a, b in zip(names, names[1:], strict=False)
-        if a in network.neurons and b not in network.neurons
-    ]
+    """Neurons and the layer behind each, where that is no neuron."""
+    pairs = pairwise(network.layers)
+    return [(name, after) for name, after in pairs if name in network.neurons and after not in network.neurons]
 
 
 def test_gradients_are_those_of_the_floats_on_the_integers_spikes():

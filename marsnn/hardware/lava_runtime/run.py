@@ -4,8 +4,8 @@
     python runtime_lava/run.py BUNDLE           with Python 3.10, numpy and lava-nc; nothing else
     python runtime_lava/run.py --backend loihi2 with the vendor's run configuration, on a host of a Loihi 2
 
-Exit 0: no mismatch. 1: mismatches, and where the first one is. 2: the bundle can't be read, or what the backend
-needs isn't there.
+Exit 0: no mismatch. 1: mismatches, and where the first one is. 2: the bundle can't be read, or what the
+backend needs isn't there.
 """
 
 import argparse
@@ -161,8 +161,8 @@ def lacking():
     found = []
     if not loihi.is_installed():
         found.append(
-            "the vendor's package Lava-Loihi is not installed: members of Intel's Neuromorphic Research Community "
-            "get it there; install it into this Python (%s)" % sys.executable
+            "the vendor's package Lava-Loihi is not installed: members of Intel's Neuromorphic Research "
+            "Community get it there; install it into this Python (%s)" % sys.executable
         )
     if not os.environ.get(HOST) and shutil.which("sinfo") is None:
         found.append(
@@ -275,8 +275,8 @@ def main():
             return 2
         run_cfg = on_board()
         print(
-            "stages are Python processes, which run on the board's host; Lava's own Dense and Conv run where the "
-            "vendor's package puts them",
+            "stages are Python processes, which run on the board's host; Lava's own Dense and Conv run where "
+            "the vendor's package puts them",
             file=sys.stderr,
         )
     sent, saturations = simulate(manifest, tensors, golden["inputs"], run_cfg=run_cfg)

@@ -13,7 +13,7 @@ from torch import Tensor
 import marsnn
 from marsnn.checks import finite
 from marsnn.energy.report import EnergyReport
-from marsnn.errors import InputError, ShapeError
+from marsnn.errors import ExportError, InputError, ShapeError
 from marsnn.files import PathLike
 from marsnn.hardware import bundle as bundles
 from marsnn.hardware import integer, place
@@ -124,6 +124,13 @@ def export(
     if isinstance(network, QuantizedNetwork):
         network = network.plain()
     if target == "netx":
+        shape = list(sample.shape[2:])
+        if len(shape) not in (1, 3):
+            raise ExportError(
+                [
+                    f"{network.names[0]}: takes tokens {shape}; netx holds vectors and images (C, H, W), so use one"
+                ]
+            )
         return write_netx(network, sample, path)
     if mode == "stock-lif":
         return _stock(network, sample, path, bits)

@@ -601,6 +601,12 @@ def test_netx_is_a_target(call, tmp_path):
     assert (code, json.loads(out)["ok"]) == (0, True)
 
 
+def test_netx_refuses_lines_by_name(tmp_path):
+    network = Network({"line": nn.Conv1d(1, 2, 3), "lif": LIF(2, 4, reset="zero", feature_dim=-2)})
+    with pytest.raises(ExportError, match=r"line: takes tokens \[1, 8\]; netx holds vectors and images"):
+        export(network, torch.rand(2, 3, 1, 8), tmp_path / "a.net", target="netx")
+
+
 # ---- Lava ------------------------------------------------------------------------------------------------
 
 

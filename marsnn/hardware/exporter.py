@@ -127,9 +127,7 @@ def export(
         shape = list(sample.shape[2:])
         if len(shape) not in (1, 3):
             raise ExportError(
-                [
-                    f"{network.names[0]}: takes tokens {shape}; netx holds vectors and images (C, H, W), so use one"
-                ]
+                [f"{network.names[0]}: takes tokens {shape}; netx holds vectors and images (C, H, W)"]
             )
         return write_netx(network, sample, path)
     if mode == "stock-lif":

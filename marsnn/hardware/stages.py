@@ -146,7 +146,7 @@ KINDS: dict[str, Kind] = {
         "value", "token", {"in": "N"},
         {
             "center": Array("", 0, 1),
-            "epsilon": Array("", 0, 2**45),
+            "epsilon": Array("", 1, 2**45),
             "sign": Array("N", -1, 1),
             "offset": Array("N", -STATE_MAX, STATE_MAX),
         },

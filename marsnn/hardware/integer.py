@@ -137,8 +137,8 @@ def convolve(signal: Ints, kernel: Ints, conv: Convolution) -> Ints:
             slice(d * at, d * at + s * (n - 1) + 1, s)
             for at, d, s, n in zip(place, conv.dilation, conv.stride, conv.target[1:], strict=True)
         )
-        pixels = image[(slice(None), slice(None), slice(None), *seen)]
-        sums += kernels[(slice(None), slice(None), slice(None), *place)] @ pixels.reshape(*pixels.shape[:3], -1)
+        pixels = image[(..., *seen)]
+        sums += kernels[(..., *place)] @ pixels.reshape(*pixels.shape[:3], -1)
     return sums.astype(np.int64).reshape(*leading, -1)
 
 

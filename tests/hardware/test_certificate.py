@@ -147,7 +147,7 @@ def test_a_factor_reaches_its_bound(seed, right):
 
 def atmn_of(rng, decay, synapses=(), bias=None):
     amplitude = rng.integers(1, 5000, N)
-    fire = np.maximum(1, (amplitude * rng.choice([0.5, 1.0, 1.5])).astype(int))
+    fire = np.maximum(1, (amplitude * rng.choice([0.01, 0.1, 0.5, 1.0, 1.5])).astype(int))
     arrays = {"fire": fire, "amplitude": amplitude, "decay": decay}
     return stage_of("atmn", synapses, {"in": rng.integers(-1000, 1001, N) if bias is None else bias}, arrays)
 
@@ -205,7 +205,7 @@ def lif_of(rng, synapses, most=1, signed=0, **settings):
     """Any mixture of LIF, CubaLIF, ALIF, IntegerLIF and TernaryLIF."""
     amplitude = rng.integers(1, 5000, N)
     arrays = {
-        "fire": np.maximum(1, (amplitude * rng.uniform(0.3, 1.5)).astype(int)), "amplitude": amplitude,
+        "fire": np.maximum(1, (amplitude * rng.uniform(0.02, 1.5)).astype(int)), "amplitude": amplitude,
         "decay": rng.choice([0, UNITY // 2, 3000, 4000, UNITY], N),
         "current_decay": rng.choice([0, 0, 2000, 4000], N),
         "adaptation": rng.choice([0, 0, 500], N), "adaptation_decay": rng.choice([0, 3500, UNITY], N),
@@ -284,6 +284,22 @@ def test_an_inhibited_membrane_comes_close_to_its_bound():
     assert (np.abs(v) > 0.99 * bound).all()
 
 
+def test_a_spike_leaves_a_membrane_below_zero():
+    # level 2, amplitude 5000, current +9, then -9: h = 9 spikes, v = -4991; h = -5000, far below -2 * 9
+    zeros = np.zeros(N)
+    arrays = {
+        "fire": zeros + 2, "amplitude": zeros + 5000, "decay": zeros + UNITY, "current_decay": zeros,
+        "adaptation": zeros, "adaptation_decay": zeros, "most": 1, "signed": 0,
+    }  # fmt: skip
+    weight = np.tile(whole(9, 0, 0, 0), (N, 1))
+    synapse = Synapse("w", "sender", "in", "dense", "stream", weight)
+    stage = stage_of("lif", [synapse], {"in": whole(0, 0, 0)}, arrays)
+    graph, senders = alone(stage, 2)
+    bound = bounds(graph, stage, senders).inside["membrane"]
+    assert (bound >= 5000).all()
+    assert (bound <= 2 * 9 + 4998).all()
+
+
 @settings(max_examples=40)
 @given(SEEDS, st.integers(1, 5))
 def test_no_count_exceeds_its_bound(seed, K):
@@ -317,7 +333,8 @@ def test_no_product_exceeds_its_bound(seed, arrival, steps):
     rng = np.random.default_rng(seed)
     arrays = {
         "multiplier": rng.integers(0, 2**24, N), "argument_shift": rng.integers(0, 40, N),
-        "product_shift": rng.integers(0, 40, N), "level": np.zeros(N), "table": rng.integers(0, SHARE_MAX + 1, 21),
+        "product_shift": rng.integers(0, 40, N), "level": np.zeros(N),
+        "table": rng.integers(0, SHARE_MAX + 1, 21),
     }  # fmt: skip
     shift = int(rng.integers(0, 6))
     synapses = [dense(rng, port, port, arrival, shift=shift) for port in ("argument", "factor")]
@@ -388,13 +405,14 @@ def test_no_quotient_exceeds_its_bound(seed, size, center, epsilon, scale):
 
 
 def s4d_of(rng, modes):
+    out, skip, turning = rng.choice([0, NARROW_MAX]), rng.choice([0, 2**23 - 1]), rng.choice([0, TURN_MAX])
     arrays = {
-        "real": rng.integers(-TURN_MAX, TURN_MAX + 1, (N, modes)),
-        "imaginary": rng.integers(-TURN_MAX, TURN_MAX + 1, (N, modes)),
+        "real": rng.integers(-turning, turning + 1, (N, modes)),
+        "imaginary": rng.integers(-turning, turning + 1, (N, modes)),
         "enter_left": rng.integers(0, 23, (N, modes)), "enter_right": rng.integers(0, 23, (N, modes)),
-        "out_real": rng.integers(-NARROW_MAX, NARROW_MAX + 1, (N, modes)),
-        "out_imaginary": rng.integers(-NARROW_MAX, NARROW_MAX + 1, (N, modes)),
-        "skip": rng.integers(-(2**23) + 1, 2**23, N), "out_shift": rng.integers(0, 40, N),
+        "out_real": rng.integers(-out, out + 1, (N, modes)),
+        "out_imaginary": rng.integers(-out, out + 1, (N, modes)), "skip": rng.integers(-skip, skip + 1, N),
+        "out_shift": rng.integers(0, 40, N),
     }  # fmt: skip
     return stage_of("s4d", [dense(rng, "w", "in", "sum", shift=6)], {"in": rng.integers(-9, 10, N)}, arrays)
 
@@ -429,7 +447,8 @@ def ssd_of(rng, scaled, turns, left):
         "taps": rng.integers(-(2**23) + 1, 2**23, (2, C)), "tap_bias": rng.integers(-(2**46), 2**46, C),
         "tap_shift": rng.integers(0, 46, C), "multiplier": rng.integers(0, 2**24, H),
         "argument_shift": rng.integers(0, 30, H), "table": rng.integers(0, SHARE_MAX, 21),
-        "cosine": rng.integers(-TURN_MAX, TURN_MAX + 1, turns), "sine": rng.integers(-TURN_MAX, TURN_MAX + 1, turns),
+        "cosine": rng.integers(-TURN_MAX, TURN_MAX + 1, turns),
+        "sine": rng.integers(-TURN_MAX, TURN_MAX + 1, turns),
         "scaled": scaled, "groups": 3, "enter_left": rng.integers(0, left + 1, H),
         "enter_right": rng.integers(0, 40, H), "skip": rng.integers(-(2**40), 2**40, H),
         "out_shift": rng.integers(0, 40, H),

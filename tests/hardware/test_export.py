@@ -501,7 +501,7 @@ DRIFT = {
     "s4d": (0.03, 0.05), "turned": (0.06, 0.01), "plain": (0.08, 0.01), "block": (0.06, 0.005),
     "normed": (0.01, 0.01),
 }  # fmt: skip
-"""Network -> share of spike slots that may differ from the floats', and error of the output, of its own size."""
+"""Network -> share of spike slots that may differ from the floats', and error of the output in its own size."""
 
 
 def test_every_network_has_a_threshold():

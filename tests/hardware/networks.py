@@ -51,6 +51,12 @@ def skips():
     return layers, randn(5, 6, 8), {"l3": "a1", "a2": "l1"}
 
 
+def direct():
+    """Neurons behind neurons, and spikes of two kinds added to the input, without any weight."""
+    layers = {"a": ATMN(8), "b": LIF(8, threshold=0.3), "out": nn.Identity()}
+    return layers, randn(5, 6, 8), {"out": ["a", "input"]}
+
+
 def pictures():
     layers = [nn.Conv2d(1, 4, 3, padding=1), LIF(4, feature_dim=-3, threshold=0.3), nn.AvgPool2d(2)]
     layers += [nn.Conv2d(4, 6, (3, 2), stride=(1, 2)), LIF(6, feature_dim=-3, threshold=0.1), nn.AvgPool2d(3)]
@@ -98,7 +104,7 @@ def normed():
 BUILD = {
     build.__name__: build
     for build in (
-        chain, rates, integers, ternary, channels, skips, pictures, series, s4d, turned, plain, block, normed,
+        chain, rates, integers, ternary, channels, skips, direct, pictures, series, s4d, turned, plain, block, normed,
     )
 }  # fmt: skip
 

@@ -499,9 +499,9 @@ DRIFT = {
     "chain": (0.05, 0.1), "rates": (0.02, 0.01), "integers": (0.1, 0.1), "ternary": (0.03, 0.05),
     "channels": (0.03, 0.1), "skips": (0.03, 0.15), "pictures": (0.03, 0.01), "series": (0.05, 0.04),
     "s4d": (0.03, 0.05), "turned": (0.06, 0.01), "plain": (0.08, 0.01), "block": (0.06, 0.005),
-    "normed": (0.01, 0.01),
+    "normed": (0.01, 0.01), "direct": (0.03, 0.02),
 }  # fmt: skip
-"""Network -> share of spike slots that may differ from the floats', and error of the output in its own size."""
+"""Network -> share of spike slots that may differ from the floats', and error of the output by its size."""
 
 
 def test_every_network_has_a_threshold():

@@ -104,7 +104,8 @@ def normed():
 BUILD = {
     build.__name__: build
     for build in (
-        chain, rates, integers, ternary, channels, skips, direct, pictures, series, s4d, turned, plain, block, normed,
+        chain, rates, integers, ternary, channels, skips, direct, pictures, series, s4d, turned, plain, block,
+        normed,
     )
 }  # fmt: skip
 

@@ -278,7 +278,9 @@ def test_refusals_name_the_layer_and_what_to_do(tmp_path):
         "again.up: takes the graded values of gated": {
             "a": ATMN(12), "gated": GatedLinear(12, 3), "again": GatedLinear(3, 3), "b": ATMN(3),
         },
-        "other: Other has no exact integer form": {"a": ATMN(12), "other": Other(12, 3), "fc": nn.Linear(3, 3)},
+        "other: Other has no exact integer form": {
+            "a": ATMN(12), "other": Other(12, 3), "fc": nn.Linear(3, 3),
+        },
     }  # fmt: skip
     for told, layers in networks.items():
         with pytest.raises(ExportError) as caught:

@@ -543,7 +543,8 @@ def _convolution(
             raise BundleError(f"{where}: {name} convolves an image of {padded} numbers; refused")
     if not fits or math.prod(source) != senders or math.prod(target) != size:
         raise BundleError(f"{where}: {name} is no convolution from {list(source)} to {list(target)}")
-    return Convolution(source, target, *moves, groups)
+    stride, padding, dilation = moves
+    return Convolution(source, target, stride, padding, dilation, groups)
 
 
 def _inputs(

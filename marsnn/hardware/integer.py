@@ -23,6 +23,7 @@ argument keeps its precision. Beyond the table stand its ends, 0 and 2^15. State
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,12 +134,13 @@ def convolve(signal: Ints, kernel: Ints, conv: Convolution) -> Ints:
     kernels = kernel.astype(np.float64).reshape(groups, -1, *kernel.shape[1:])
     sums = np.zeros((len(image), groups, kernels.shape[1], int(np.prod(conv.target[1:]))))
     for place in np.ndindex(*kernel.shape[2:]):  # one tap after the other: windows would be copies
-        seen = tuple(
+        seen: tuple[Any, ...] = tuple(
             slice(d * at, d * at + s * (n - 1) + 1, s)
             for at, d, s, n in zip(place, conv.dilation, conv.stride, conv.target[1:], strict=True)
         )
+        tap: tuple[Any, ...] = (..., *place)
         pixels = image[(..., *seen)]
-        sums += kernels[(..., *place)] @ pixels.reshape(*pixels.shape[:3], -1)
+        sums += kernels[tap] @ pixels.reshape(*pixels.shape[:3], -1)
     return sums.astype(np.int64).reshape(*leading, -1)
 
 

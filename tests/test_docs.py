@@ -18,7 +18,7 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 MODULES = sorted(
     info.name
     for info in pkgutil.walk_packages(marsnn.__path__, "marsnn.")
-    if "lava_runtime" not in info.name and not info.name.endswith("__main__")
+    if "_runtime" not in info.name and not info.name.endswith("__main__")
 )
 
 

@@ -43,6 +43,28 @@ Input = Annotated[
 Samples = Annotated[int, typer.Option(help="use only the first so many samples of the batch (0: all)", min=0)]
 
 
+class Target(StrEnum):
+    """What a network is written for."""
+
+    lava = "lava"
+    nir = "nir"
+
+
+class Mode(StrEnum):
+    """How trains travel."""
+
+    window = "window"
+    count = "count"
+
+
+class Part(StrEnum):
+    """Of a refined model's layer."""
+
+    auto = "auto"
+    block = "block"
+    ffn = "ffn"
+
+
 class Simulator(StrEnum):
     """Who repeats a bundle."""
 
@@ -193,7 +215,7 @@ def energy(
 
 @app.command(
     epilog="Example:  marsnn export marsnn-demo/atmn.safetensors -i digits --samples 100 --out my-bundle, or "
-    "a layer's net of a refined model  marsnn export refined --layer 15 -i topics --samples 64 --out bundle"
+    "a layer of a refined model  marsnn export refined --layer 15 -i topics --samples 64 --out bundle"
 )
 def export(
     network: Annotated[
@@ -213,10 +235,25 @@ def export(
     ],
     samples: Samples = 0,
     layer: Annotated[
-        int | None, typer.Option(help="of a refined model: whose spiking feed-forward net is exported")
+        int | None, typer.Option(help="of a refined model: the layer that is exported")
     ] = None,
-    target: Annotated[str, typer.Option(help="lava")] = "lava",
-    mode: Annotated[str, typer.Option(help="window: the faithful train of T steps a token")] = "window",
+    part: Annotated[
+        Part,
+        typer.Option(
+            help="of that layer: block, all of a state space layer; ffn, its spiking feed-forward net; auto, "
+            "the block where it is one"
+        ),
+    ] = Part.auto,
+    target: Annotated[Target, typer.Option(help="lava: a bundle; nir: a file for other frameworks")] = Target.lava,
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            help="of lava. window: the faithful train of T steps a token; count: one graded event a token"
+        ),
+    ] = Mode.window,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="of nir: a change of meaning that is accepted, as soft-reset")
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -228,14 +265,16 @@ def export(
     if layer is not None:
         from marsnn.cli.refine import layer_input
 
-        net, x = layer_input(network, layer, source, samples)
+        net, x = layer_input(network, layer, source, samples, part.value)
     else:
         net, x = load_input(network, source, samples)
-    bundle = write(net, x, out, target=target, mode=mode)  # type: ignore[arg-type]
+    bundle = write(net, x, out, target=target.value, mode=mode.value, allow=allow or ())
+    if isinstance(bundle, Path):
+        return print_json({"file": str(bundle)}) if as_json else print(f"file: {bundle}")
     drift = bundle.report("drift")
     if as_json:
         return print_json({"bundle": str(bundle.path), "tokens": len(bundle.inputs), "drift": drift})
-    print(f"bundle: {bundle.path} ({len(bundle.inputs)} golden tokens, T = {bundle.steps})")
+    print(f"bundle: {bundle.path} ({len(bundle.inputs)} golden tokens, T = {net.steps})")
     print("drift of the integers from the float network (not parity), share of spike slots that differ:")
     for row in drift["layers"]:
         alone, all_before = row["teacher_forced"], row["end_to_end"]

@@ -186,6 +186,9 @@ def evaluate(
     positions: Annotated[
         str, typer.Option(help="windows in which quality is told by position, by commas, such as 8192")
     ] = "",
+    windows: Annotated[
+        int, typer.Option(help="of each of these lengths and each text, where it has so many", min=1)
+    ] = 4,
     speed: Annotated[
         bool, typer.Option("--speed", help="measure decode and prefill too, with dynamic int8")
     ] = False,
@@ -211,14 +214,15 @@ def evaluate(
     wanted = numbers("--contexts", contexts)
     config = EvaluationConfig(
         **({"texts": tuple(text)} if text else {}), tokens=tokens, context=context, tasks=tasks,
-        contexts=wanted, positions=numbers("--positions", positions) if positions else (), seed=seed,
+        contexts=wanted, positions=numbers("--positions", positions) if positions else (),
+        windows=windows, seed=seed,
     )  # fmt: skip
     if out:
         probe(out / "report.json")
     if lm_eval:
         from marsnn.refine.harness import harness, known_tasks
 
-        known_tasks(lm_eval, task_folder)
+        known = known_tasks(lm_eval, task_folder)
     tokenizer = load_tokenizer(model)
     check_texts(tokenizer, config)
     rows: dict[str, Any] = {}
@@ -242,7 +246,7 @@ def evaluate(
             found.rows[name]["speed"] = row
     if lm_eval:
         for name, row in found.rows.items():
-            row["lm_eval"] = harness(rows[name], tokenizer, lm_eval, task_folder)
+            row["lm_eval"] = harness(rows[name], tokenizer, lm_eval, known)
     if out:
         save_report(found, out)
     if as_json:
@@ -289,10 +293,12 @@ def generate(
     print(found["told"], file=sys.stderr)
 
 
-def layer_input(folder: Path, layer: int, source: str, samples: int) -> tuple[Any, torch.Tensor]:
-    """Of the verb `export`: a layer's net as a Network, and what enters it on a text, [L, 1, D]."""
+def layer_input(
+    folder: Path, layer: int, source: str, samples: int, part: str
+) -> tuple[Any, torch.Tensor]:
+    """Of the verb `export`: a layer, or its net, as a Network, and what enters it on a text, [L, 1, D]."""
     from marsnn.errors import InputError
-    from marsnn.refine.export import ffn_inputs, ffn_network
+    from marsnn.refine.export import block_inputs, block_network, ffn_inputs, ffn_network
     from marsnn.refine.job import load_refined
     from marsnn.refine.loading import encoded, load_tokenizer
     from marsnn.refine.model import MarForCausalLM
@@ -300,8 +306,10 @@ def layer_input(folder: Path, layer: int, source: str, samples: int) -> tuple[An
     tokenizer, model = load_tokenizer(folder), load_refined(folder)
     if not isinstance(model, MarForCausalLM):
         raise InputError(f"{folder}: not a refined model; marsnn refine makes one")
-    network = ffn_network(model, layer)
-    return network, ffn_inputs(model, layer, encoded(tokenizer, source, samples or 64)[None])
+    tokens = encoded(tokenizer, source, samples or 64)[None]
+    if part == "block" or (part == "auto" and layer in model.config.ssm_layers):
+        return block_network(model, layer), block_inputs(model, layer, tokens)
+    return ffn_network(model, layer), ffn_inputs(model, layer, tokens)
 
 
 def shape_energy(

@@ -1,7 +1,9 @@
-"""export: a trained Network to a bundle that a chip's simulator runs, with its proof and its price."""
+"""export: a trained Network to a bundle that a chip's simulator runs, with its proof and its price; or to NIR."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,35 +18,46 @@ from marsnn.files import PathLike
 from marsnn.hardware import bundle as bundles
 from marsnn.hardware import integer, place
 from marsnn.hardware.bundle import Bundle
+from marsnn.hardware.certificate import certify
 from marsnn.hardware.graph import extract
+from marsnn.hardware.modes import as_counts
 from marsnn.hardware.price import counts_of
+from marsnn.hardware.qat import QuantizedNetwork, in_order
 from marsnn.hardware.quantize import Quantized, quantize
 from marsnn.hardware.stages import INPUT
 from marsnn.network import Network
 from marsnn.record import Recording
 from marsnn.simulator import simulate
 
-TARGETS = ("lava",)
-MODES = ("window",)
+TARGETS = ("lava", "nir")
+MODES = ("window", "count")
 
 
 def export(
     network: Network,
     sample: Tensor,
     path: PathLike,
-    target: Literal["lava"] = "lava",
-    mode: Literal["window"] = "window",
-) -> Bundle:
-    """Write a network as a bundle that Lava's simulator runs spike for spike.
+    target: Literal["lava", "nir"] = "lava",
+    mode: Literal["window", "count"] = "window",
+    allow: Sequence[str] = (),
+    bits: int = 8,
+) -> Bundle | Path:
+    """Write a network for a chip's simulator, or for another framework.
 
     Args:
-        network: what has an exact integer form, see `docs/lava.md`; skips included.
+        network: what has an exact form in the target, see `docs/lava.md` and `docs/nir.md`; skips included.
         sample: x [L, B, *D], representative inputs. They set the scales and become the golden run.
-        path: the bundle's folder, replaced if it is a bundle already.
-        target, mode: "lava" and "window", the faithful train of T steps a token.
+        path: the bundle's folder, replaced if it is a bundle already; of "nir" the file.
+        target: "lava", a bundle that Lava's simulator runs spike for spike; or "nir", a file in the Neuromorphic
+            Intermediate Representation.
+        mode: of "lava". "window" is the faithful train of T steps a token, "count" one graded event in the place
+            of each train, see `marsnn.hardware.modes`.
+        bits: of "lava": of a weight with its sign, 4 to 8; see `marsnn.hardware.QuantizedNetwork` for training
+            with it.
+        allow: of "nir", changes of meaning that are accepted by name, see `marsnn.hardware.nir`.
 
     Returns:
-        The bundle as written. `marsnn.verify(path)` compares it with Lava.
+        The bundle as written, which `marsnn.verify(path)` compares with Lava; of "nir" the file's path.
 
     Raises:
         ExportError: with every part of the network that has no exact image.
@@ -61,38 +74,55 @@ def export(
         shape = list(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__
         raise ShapeError(f"expected a sample x [L, B, *D], got {shape}")
     finite("sample", sample)
+    if target == "nir":
+        if mode != "window":
+            raise InputError(f'target "nir" has no mode {mode!r}; leave it out')
+        from marsnn.hardware import nir
+
+        return nir.write_nir(network, sample, path, allow=tuple(allow))
+    if allow:
+        raise InputError('allow is of target "nir": a bundle changes nothing that could be allowed')
+    return _bundle(network, sample, path, mode, bits)
+
+
+def _bundle(network: Network, sample: Tensor, path: PathLike, mode: str, bits: int) -> Bundle:
+    if isinstance(network, QuantizedNetwork):
+        network = network.plain()
     floats = simulate(network, sample, record=("spikes",))  # its checks name the layer, so it comes first
     graph = extract(network, tuple(sample.shape[2:]))
     reals = in_order(sample.detach().cpu().double().numpy())
     reals = reals.reshape(len(reals), -1)
-    quantized = quantize(graph, reals, tokens_per_sample=len(sample))
-    inputs, golden = quantized.inputs, quantized.run
-    counts = counts_of(quantized.graph, inputs, golden)
-    report = EnergyReport(counts, name=f"{mode} bundle")
+    quantized = quantize(graph, reals, len(sample), bits)
+    inputs, integers, golden = quantized.inputs, quantized.graph, quantized.run
+    told = drift(floats, reals, quantized)
+    if mode == "count":
+        integers = as_counts(integers)
+        golden = integer.run(integers, inputs)
+    counts = counts_of(integers, inputs, golden)
+    placed = place.place(integers, traffic=place.events_of(golden))
+    report = EnergyReport(counts, name=f"{mode} bundle", placement=placed if placed.fits else None)
     return bundles.write(
         path,
-        quantized.graph,
+        integers,
         inputs,
         golden,
         header={
             "marsnn": marsnn.__version__,
-            "target": target,
+            "target": "lava",
             "mode": mode,
+            "micro_steps": network.steps,
+            "bits": bits,
             "input": {"scale": np.asarray(quantized.input_scale).tolist()},
         },
         units=quantized.units,
         reports={
-            "certificate": quantized.certificate,
-            "drift": drift(floats, reals, quantized),
+            "certificate": certify(integers),
+            "drift": told,
             "counts": counts.to_dict(),
             "energy": report.to_dict(),
+            "placement": placed.to_dict(),
         },
     )
-
-
-def in_order(x: NDArray[Any]) -> NDArray[Any]:
-    """x [L, B, *] as the chip receives it, [B L, *]: the tokens of a sample, then the next sample."""
-    return np.ascontiguousarray(np.moveaxis(x, 1, 0)).reshape(-1, *x.shape[2:])
 
 
 def drift(recording: Recording, sample: NDArray[np.float64], quantized: Quantized) -> dict[str, Any]:

@@ -84,7 +84,9 @@ def run_stage(graph: IntegerGraph, stage: Stage, sent: Mapping[str, Ints]) -> tu
     """
     arrived = {port: arrive(graph, stage, port, sent) for port in stage.bias}
     total = sum(clipped for _, clipped in arrived.values())
-    output, clipped = POPULATIONS[stage.kind](graph, stage, {port: each for port, (each, _) in arrived.items()})
+    output, clipped = POPULATIONS[stage.kind](
+        graph, stage, {port: each for port, (each, _) in arrived.items()}
+    )
     return output, total + clipped
 
 
@@ -245,7 +247,7 @@ def norm(graph: IntegerGraph, stage: Stage, arrived: Mapping[str, Ints]) -> tupl
     clipped = 0
     if stage.number("center"):
         x, clipped = saturate(x - ratio(x.sum(-1, keepdims=True), x.shape[-1]))
-    mean = (x * x).sum(-1, keepdims=True) // x.shape[-1]
+    mean = -(-(x * x).sum(-1, keepdims=True) // x.shape[-1])  # rounded up: no x is beyond sqrt(N mean)
     size = np.maximum(root((mean + of["epsilon"]) << 16), 1)
     y, more = saturate(of["sign"] * ratio(x << (NORM_BITS + 8), size) + of["offset"])
     return y, clipped + more

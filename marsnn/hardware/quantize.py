@@ -1,4 +1,4 @@
-"""From real stages to integer ones: 8-bit weights with a scale per output channel, 24-bit states.
+"""From real stages to integer ones: weights of 4 to 8 bits with a scale per output channel, 24-bit states.
 
 Every output channel j has its own unit: one integer step of its accumulator is worth `unit[j]`. The unit
 cancels, because threshold, bias and weights of a channel are all counted in it; what is left of it is
@@ -39,7 +39,6 @@ from marsnn.hardware.stages import (
     STATE_MAX,
     TURN_MAX,
     UNITY,
-    WEIGHT_MAX,
     WIDE_INPUT_MAX,
     IntegerGraph,
     IntegerRun,
@@ -48,8 +47,8 @@ from marsnn.hardware.stages import (
     Synapse,
 )
 
-LEAST_LARGEST = 16
-"""A channel whose largest weight has a smaller code keeps fewer than 5 bits with its sign: too coarse."""
+COARSE = 3
+"""Bits that a channel's largest weight may lose to its worst case before it is too coarse: of 8, 5 are left."""
 
 MAX_SHIFT = 8
 """Extra low bits for the membrane: the leak of tau = 2 and of LIF rounds in them instead of in the code."""
@@ -77,22 +76,28 @@ class Quantized:
     run: IntegerRun
 
 
-def quantize(graph: Graph, sample: Reals, tokens_per_sample: int) -> Quantized:
+def quantize(graph: Graph, sample: Reals, tokens_per_sample: int, bits: int = 8) -> Quantized:
     """Choose integers for a graph whose inputs look like `sample` [W, D].
 
     Where no matrix of weights takes the input, each feature has a scale of its own, and 16 bits.
 
+    Args:
+        bits: of a weight with its sign, 4 to 8.
+
     Raises:
         ExportError: a stage whose worst case needs more than 24 bits, with what would make it fit.
     """
-    return _Chooser(graph, sample, tokens_per_sample).chosen()
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 4 <= bits <= 8:
+        raise InputError(f"weights take 4 to 8 bits, got {bits!r}")
+    return _Chooser(graph, sample, tokens_per_sample, bits).chosen()
 
 
 class _Chooser:
     """Integers for one stage after the other."""
 
-    def __init__(self, graph: Graph, sample: Reals, tokens_per_sample: int) -> None:
-        self.real = graph
+    def __init__(self, graph: Graph, sample: Reals, tokens_per_sample: int, bits: int) -> None:
+        self.real, self.bits = graph, bits
+        self.weight_max = 2 ** (bits - 1) - 1
         free = all(
             isinstance(synapse.map, Each) and synapse.arrival == "value"
             for stage in graph.stages
@@ -148,7 +153,7 @@ class _Chooser:
             knobs = "steps" if KINDS[real.kind].takes == "token" else "tokens a sample, or a smaller beta"
             self.refusals.append(
                 f"{real.name}: the worst case of {fit.coarse} of its channels fits 24 bits only with weights of "
-                f"fewer than 5 bits; use fewer inputs or {knobs}"
+                f"fewer than {self.bits - COARSE} bits; use fewer inputs or {knobs}"
             )
         stage = self.with_scale(real, "in", fit.scale, fit.shift)
         if real.kind != "norm":
@@ -166,7 +171,7 @@ class _Chooser:
         if fit.coarse:
             self.refusals.append(
                 f"{real.name}: the worst case of {fit.coarse} of its channels ({port}) fits 24 bits only with "
-                "weights of fewer than 5 bits; use fewer inputs or steps"
+                f"weights of fewer than {self.bits - COARSE} bits; use fewer inputs or steps"
             )
         return self.with_scale(alone, port, fit.scale, fit.shift), fit.unit
 
@@ -208,7 +213,7 @@ class _Chooser:
         return _Fit(scale, shift, int(np.count_nonzero(coarse)))
 
     def start(self, real: RealStage, port: str) -> Reals:
-        """The scale [N] at which the largest code of each channel is 127."""
+        """The scale [N] at which the largest code of each channel is the largest that there is."""
         size = len(real.bias[port])
         scale = np.zeros(size)
         plain = np.full(size, np.inf)
@@ -221,7 +226,9 @@ class _Chooser:
                 own = np.abs(folded.weight) / gain
                 plain = np.where(own > 0, np.minimum(plain, own), plain)
             else:
-                own = _rows(folded, np.maximum.reduce) / (WEIGHT_MAX * gain * 2.0 ** self.alignment(real, synapse))
+                own = _rows(folded, np.maximum.reduce) / (
+                    self.weight_max * gain * 2.0 ** self.alignment(real, synapse)
+                )
                 scale = np.maximum(scale, own)
         # neurons without a matrix count in the finest of what they are sent
         scale = np.where(scale > 0, scale, np.where(np.isfinite(plain), plain, 0.0))
@@ -267,7 +274,9 @@ class _Chooser:
         if isinstance(folded, Each):
             train = self.graph.sends(synapse.source) == "train"
             factor, right = _as_factor(folded.weight * 2.0**shift / (scale * gain), whole=train)
-            return Synapse(synapse.name, synapse.source, synapse.port, "each", synapse.arrival, factor, 0, right)
+            return Synapse(
+                synapse.name, synapse.source, synapse.port, "each", synapse.arrival, factor, 0, right
+            )
         above = self.alignment(real, synapse)
         per_row = scale * gain * 2.0**above
         if isinstance(folded, Dense):
@@ -277,9 +286,17 @@ class _Chooser:
             by_channel = per_row.reshape(len(folded.weight), -1)[:, 0]
             codes = folded.weight / by_channel.reshape(-1, *[1] * (folded.weight.ndim - 1))
             form, conv = "conv", folded.conv
-        codes = np.clip(np.round(codes), -WEIGHT_MAX, WEIGHT_MAX).astype(np.int64)
+        codes = np.clip(np.round(codes), -self.weight_max, self.weight_max).astype(np.int64)
         return Synapse(
-            synapse.name, synapse.source, synapse.port, form, synapse.arrival, codes, shift + above, None, conv  # type: ignore[arg-type]
+            synapse.name,
+            synapse.source,
+            synapse.port,
+            form,
+            synapse.arrival,
+            codes,
+            shift + above,
+            None,
+            conv,  # type: ignore[arg-type]
         )
 
     def with_scale(self, real: RealStage, port: str, scale: Reals, shift: int) -> Stage:
@@ -319,7 +336,7 @@ class _Chooser:
         return self.real.steps * (self.graph.tokens_per_sample if real.carry == "sequence" else 1)
 
     def coarse(self, real: RealStage, port: str, scale: Reals) -> NDArray[np.bool_]:
-        """Channels [N] with codes below `LEAST_LARGEST` whose rounding shows against their threshold."""
+        """Channels [N] that lost more than `COARSE` bits, and whose rounding shows against their threshold."""
         largest, error = np.zeros(len(scale)), np.zeros(len(scale))
         for synapse in real.synapses:
             if synapse.port != port or isinstance(synapse.map, Each):
@@ -330,8 +347,12 @@ class _Chooser:
             # Rounding errors are uniform and independent: the sum over n weights has sqrt(n / 12) of one step.
             arriving = ARRIVING[synapse.arrival](self.real.steps) / self.gain(synapse)
             arriving = arriving * float(self.largest[synapse.source].max(initial=1))
-            error += (step * arriving) ** 2 * _rows(folded, lambda each, axis: np.count_nonzero(each, axis=axis)) / 12
-        few = (largest > 0) & (largest < LEAST_LARGEST - 0.5)
+            error += (
+                (step * arriving) ** 2
+                * _rows(folded, lambda each, axis: np.count_nonzero(each, axis=axis))
+                / 12
+            )
+        few = (largest > 0) & (largest < (self.weight_max + 1) / 2**COARSE - 0.5)
         if "threshold" not in real.of:
             return few
         error = np.sqrt(error)
@@ -407,7 +428,10 @@ class _Chooser:
             for begin, end, number in zip(ends[:-1], ends[1:], (H, G, G), strict=True)
         )
         narrow = np.concatenate(
-            [np.repeat(each, width // len(each)) for each, width in zip((of_values, of_keys, of_queries), widths, strict=True)]  # noqa: E501
+            [
+                np.repeat(each, width // len(each))
+                for each, width in zip((of_values, of_keys, of_queries), widths, strict=True)
+            ]
         )
         taps = of["taps"] * raw_unit / narrow
         tap_shift = np.clip(22 - np.frexp(np.abs(taps).max(0))[1], 0, LARGEST_SHIFT - 16)
@@ -484,9 +508,7 @@ class _Fit:
         return self.scale / 2.0**self.shift
 
 
-def _joined(
-    real: RealStage, parts: Mapping[str, tuple[Stage, Reals]], arrays: Mapping[str, Ints]
-) -> Stage:
+def _joined(real: RealStage, parts: Mapping[str, tuple[Stage, Reals]], arrays: Mapping[str, Ints]) -> Stage:
     """A stage of several ports from one stage for each of them."""
     synapses = tuple(synapse for part, _ in parts.values() for synapse in part.synapses)
     bias = {port: part.bias[port] for port, (part, _) in parts.items()}

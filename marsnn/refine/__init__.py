@@ -16,7 +16,7 @@ from marsnn.refine.cache import MarCache
 from marsnn.refine.calibration import add_spikes, firing_rates, sparsify
 from marsnn.refine.config import MarConfig, MarVisionConfig
 from marsnn.refine.decode import Choice, prepare, release
-from marsnn.refine.export import ffn_inputs, ffn_network
+from marsnn.refine.export import block_inputs, block_network, ffn_inputs, ffn_network
 from marsnn.refine.int8 import int8_weights
 from marsnn.refine.latency import LatencyBudget, LatencyReport
 from marsnn.refine.learning import LearnConfig, learn
@@ -58,6 +58,8 @@ __all__ = [
     "add_lora",
     "add_spikes",
     "align",
+    "block_inputs",
+    "block_network",
     "convert",
     "distill",
     "ffn_inputs",

@@ -191,8 +191,8 @@ def _gate(graph: IntegerGraph, stage: Stage, entering: dict[str, Ints]) -> Bound
 
 
 def _norm(graph: IntegerGraph, stage: Stage, entering: dict[str, Ints]) -> Bounds:
-    """x^2 is at most N (mean square + 1), rounded down as it is, and epsilon is at least that 1; the root
-    is short of theirs by 1 in 256 at most."""
+    """x^2 is at most N times the mean square, which is rounded up, and the root is short of it by 1 in 256 at
+    most."""
     N = stage.neurons
     x = entering["in"] * (2 if stage.number("center") else 1)
     y = int(np.ceil(np.sqrt(N) * 2**NORM_BITS * 256 / 255)) + np.abs(stage.arrays["offset"])

@@ -548,7 +548,7 @@ def _norm_numbers(real: RealStage, unit: Reals) -> dict[str, Ints]:
     epsilon = real.of["epsilon"] / float(unit[0]) ** 2
     return {
         "center": np.array(int(real.of["center"])),
-        "epsilon": np.array(max(1, min(round(epsilon), LARGEST_EPSILON))),
+        "epsilon": np.array(min(round(epsilon), LARGEST_EPSILON)),
         "sign": np.sign(gain).astype(np.int64),
         "offset": np.clip(np.round(offset / of_output), -STATE_MAX, STATE_MAX).astype(np.int64),
     }

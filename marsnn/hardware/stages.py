@@ -147,7 +147,7 @@ KINDS: dict[str, Kind] = {
         "value", "token", {"in": "N"},
         {
             "center": Array("", 0, 1),
-            "epsilon": Array("", 1, LARGEST_EPSILON),
+            "epsilon": Array("", 0, LARGEST_EPSILON),
             "sign": Array("N", -1, 1),
             "offset": Array("N", -STATE_MAX, STATE_MAX),
         },

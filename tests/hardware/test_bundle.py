@@ -66,7 +66,7 @@ def test_round_trip(original):
     for name, spikes in run.spikes.items():
         assert np.array_equal(spikes, again.golden.spikes[name])
         assert spikes.any()
-    for name in ("manifest", "certificate", "drift", "counts", "energy"):
+    for name in ("manifest", "certificate", "drift", "counts", "energy", "placement"):
         assert again.report(name)
 
 

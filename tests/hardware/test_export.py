@@ -356,7 +356,7 @@ def test_weights_too_small_to_matter_may_be_coarse(tmp_path):
     ("change", "error"),
     [
         ({"target": "teapot"}, InputError),
-        ({"mode": "count"}, InputError),
+        ({"mode": "rate"}, InputError),
         ({"sample": torch.randn(4, 6)}, ShapeError),
         ({"sample": torch.full((1, 1, 6), torch.nan)}, NonFiniteError),
         ({"network": nn.Linear(6, 3)}, InputError),

@@ -37,7 +37,7 @@ MAY_CHANGE = {
 }
 """Entries of which another number makes another bundle, not a bad one."""
 
-LEFT_ALONE = {"marsnn", "target", "mode", "files", "format", "bytes"}
+LEFT_ALONE = {"marsnn", "target", "mode", "micro_steps", "bits", "files", "format", "bytes"}
 """Said of the bundle, and without effect; or refused before anything else, in `test_bundle.py`."""
 
 

@@ -19,7 +19,7 @@ from marsnn.errors import BundleError
 from marsnn.hardware import export, load, verify
 from tests.hardware.networks import build
 
-KINDS = ["integers", "pictures", "turned", "s4d", "block"]
+KINDS = ["integers", "pictures", "turned", "s4d", "block", "counted"]
 """Bundles that hold every kind of stage and form of synapse between them."""
 
 WRONG = [None, True, -1, 0, 2**31, 10**400, 0.5, math.nan, "a\nb", [], [2**31], [[]], {"x": 1}, "gone"]
@@ -44,7 +44,9 @@ LEFT_ALONE = {"marsnn", "target", "mode", "micro_steps", "bits", "files", "forma
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
-    return {name: export(*build(name), folder / name).path for name in KINDS}
+    modes = {"counted": {"mode": "count"}}
+    networks = {name: build("chain" if name == "counted" else name) for name in KINDS}
+    return {name: export(*networks[name], folder / name, **modes.get(name, {})).path for name in KINDS}
 
 
 @pytest.fixture(params=KINDS)

@@ -7,7 +7,7 @@ import pytest
 
 from marsnn.hardware import export
 from marsnn.hardware.price import counts_of
-from marsnn.hardware.stages import INPUT, UNITY, IntegerGraph, IntegerRun, Stage, Synapse, schedule
+from marsnn.hardware.stages import INPUT, KINDS, UNITY, IntegerGraph, IntegerRun, Stage, Synapse, schedule
 from tests.hardware.networks import BUILD, build
 
 
@@ -20,7 +20,9 @@ def bundles(tmp_path_factory):
         net, x = build(name)
         return export(net, x[:3, :2], folder / name)
 
-    return {name: made(name) for name in BUILD}
+    counted, x = build("chain")
+    counts = {"counted": export(counted, x[:3, :2], folder / "counted", mode="count")}
+    return {name: made(name) for name in BUILD} | counts
 
 
 def sent_by(bundle, source):
@@ -77,7 +79,7 @@ def by_loop(bundle, synapse):
     return total
 
 
-@pytest.mark.parametrize("name", BUILD)
+@pytest.mark.parametrize("name", [*BUILD, "counted"])
 def test_synapses_equal_a_loop(name, bundles):
     bundle = bundles[name]
     layers = bundle.report("counts")["layers"]
@@ -120,8 +122,8 @@ def test_the_loops_meet_every_form_and_kind(bundles):
         (form, sent) for form in ("dense", "conv", "each") for sent in ("value", "train")
     }
     kinds = {stage.kind for bundle in bundles.values() for stage in bundle.graph.stages}
-    assert kinds == {"atmn", "lif", "sum", "gate", "norm", "s4d", "ssd"}  # count is for other modes
-    assert max(np.abs(bundles["integers"].golden.spikes["integerlif1"]).max() for _ in "a") > 1
+    assert kinds == KINDS.keys()
+    assert np.abs(bundles["integers"].golden.spikes["integerlif1"]).max() > 1
 
 
 def is_shift(decay):
@@ -145,6 +147,8 @@ def updates(bundle, stage):
             )
             add += W * T * (2 + int(of["most"]))  # the current, the reset, a comparison for each level
             add += W * T * (of["current_decay"][n] != 0) + 2 * W * T * (of["adaptation"][n] != 0)
+        elif stage.kind == "count":
+            add += W * of["levels"].shape[1]
         elif stage.kind == "gate":
             mul += 3 * W
         elif stage.kind == "norm":
@@ -167,7 +171,7 @@ def updates(bundle, stage):
     return mul, add
 
 
-@pytest.mark.parametrize("name", BUILD)
+@pytest.mark.parametrize("name", [*BUILD, "counted"])
 def test_populations_equal_a_loop(name, bundles):
     bundle = bundles[name]
     layers = bundle.report("counts")["layers"]

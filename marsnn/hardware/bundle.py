@@ -19,12 +19,14 @@ import hashlib
 import math
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from marsnn.errors import BundleError, FileError
@@ -34,7 +36,6 @@ from marsnn.files import (
     new_folder,
     npz_bytes,
     read_json,
-    read_npz,
     write_bytes,
     write_text,
 )
@@ -44,7 +45,6 @@ from marsnn.hardware.stages import (
     INPUT,
     INPUT_MAX,
     KINDS,
-    LARGEST_LEVEL,
     LARGEST_SHIFT,
     LARGEST_STEPS,
     LARGEST_TABLE,
@@ -66,6 +66,14 @@ FORMAT = "marsnn.bundle/2"
 RUNTIME = Path(__file__).parent / "lava_runtime"
 REQUIRED = ("tensors.npz", "golden.npz", "certificate.json", "runtime_lava/run.py")
 LARGEST_ARRAYS = 4 * 2**30  # bytes, unpacked
+LARGEST_MANIFEST = 2**28  # bytes
+LARGEST_STAGES = 4096
+LARGEST_SYNAPSES = 16384
+LARGEST_IMAGE = 2**28  # numbers of a padded image
+LARGEST_WORK = 2**34  # products of one convolution, a token
+
+WEIGHED = ("atmn", "lif", "count")
+"""Kinds whose trains or values matrices and kernels may take, next to an input of 8 bits."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 
@@ -215,21 +223,27 @@ def load(path: PathLike) -> Bundle:
         BundleError: naming the file or the entry that is missing, damaged, edited, too large or unsafe.
     """
     folder = Path(path)
-    if not (folder / "manifest.json").is_file():
+    file = folder / "manifest.json"
+    if not file.is_file():
         raise BundleError(f"{folder}: not a bundle (it has no manifest.json)")
+    if file.is_symlink():
+        raise BundleError(f"{file}: a link; a bundle's manifest is a file of its own; refused")
     try:
-        manifest = read_json(folder / "manifest.json")
+        if file.stat().st_size > LARGEST_MANIFEST:
+            raise BundleError(f"{file}: is larger than {LARGEST_MANIFEST} bytes; refused")
+        manifest = read_json(file)
     except FileError as error:
         raise BundleError(str(error)) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         shown = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise BundleError(f"{folder}/manifest.json: format {shown!r}, this marsnn reads {FORMAT!r}")
+        raise BundleError(f"{folder}/manifest.json: format {_shown(shown)}, this marsnn reads {FORMAT!r}")
     try:
         _check_files(folder, manifest.get("files"))
-        tensors = _arrays(folder / "tensors.npz")
-        golden = _arrays(folder / "golden.npz")
-        graph = _graph(folder, manifest, tensors)
-        inputs, run = _golden(folder, manifest, graph, golden)
+        with _Arrays(folder / "tensors.npz") as tensors, _Arrays(folder / "golden.npz") as golden:
+            graph = _empty(f"{folder}/manifest.json", manifest)
+            inputs = _inputs(folder, manifest, graph, golden)  # first: then D is no larger than an array is
+            graph = _graph(folder, manifest, graph, tensors)
+            run = _golden(folder, graph, golden, len(inputs))
         _input_scale(f"{folder}/manifest.json", manifest["input"], graph.size(INPUT))
         bundle = Bundle(folder, manifest, graph, inputs, run)
         if not isinstance(bundle.report("certificate"), dict):
@@ -238,8 +252,10 @@ def load(path: PathLike) -> Bundle:
         raise
     except FileError as error:
         raise BundleError(str(error)) from error
+    except MemoryError as error:
+        raise BundleError(f"{folder}: needs more memory than there is; refused") from error
     except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, OSError) as error:
-        what = " ".join(str(error).split()) or type(error).__name__
+        what = " ".join(str(error).split())[:200] or type(error).__name__
         raise BundleError(f"{folder}/manifest.json: lacks or misuses {what}; export it again") from error
     return bundle
 
@@ -285,46 +301,101 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _arrays(file: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            size = sum(info.file_size for info in archive.infolist())
-    except (zipfile.BadZipFile, OSError) as error:
-        raise BundleError(f"{file}: not a readable .npz ({error}); export it again") from error
-    if size > LARGEST_ARRAYS:
-        raise BundleError(f"{file}: unpacks to {size} bytes, more than {LARGEST_ARRAYS}; refused")
-    try:
-        arrays = read_npz(file)
-    except FileError as error:
-        raise BundleError(str(error)) from error
-    for name, array in arrays.items():
-        if array.dtype.kind != "i":
+class _Arrays:
+    """The integers of an .npz. What the headers say is known at once; data are read when they are taken."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        with self._told():
+            self.archive = zipfile.ZipFile(file)
+            try:
+                self._survey()
+            except BaseException:
+                self.archive.close()
+                raise
+
+    def __enter__(self) -> _Arrays:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.archive.close()
+
+    def _survey(self) -> None:
+        entries = self.archive.infolist()
+        size = sum(entry.file_size for entry in entries)
+        if size > LARGEST_ARRAYS:
+            raise BundleError(f"{self.file}: unpacks to {size} bytes, more than {LARGEST_ARRAYS}; refused")
+        for entry in entries:
+            name = entry.filename.removesuffix(".npy")
+            if name == entry.filename or name in self.shapes:
+                raise ValueError(f"{entry.filename!r} is no array, or there twice")
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"{name} is compressed in a way that numpy does not use")
+            with self.archive.open(entry) as stream:
+                header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+                shape, _, dtype = header[npy.read_magic(stream)](stream)
+                if dtype.kind != "i":
+                    raise BundleError(
+                        f"{self.file}: {name} holds {dtype}, a bundle holds signed integers only; refused"
+                    )
+                if (
+                    min(shape, default=0) < 0
+                    or math.prod(shape) * dtype.itemsize + stream.tell() != entry.file_size
+                ):
+                    raise ValueError(f"{name} says that it is {list(shape)}, which is not what follows")
+            self.shapes[name] = shape
+
+    def take(self, where: str, name: str, least: int, most: int) -> NDArray[Any]:
+        """One array, whose numbers lie within bounds."""
+        with self._told(), self.archive.open(f"{name}.npy") as stream:
+            array: NDArray[Any] = npy.read_array(stream, allow_pickle=False)
+        if array.size and (int(array.min()) < least or int(array.max()) > most):
+            raise BundleError(f"{where}: {name} leaves {least} to {most}")
+        return array
+
+    def shape(self, where: str, name: str) -> tuple[int, ...]:
+        if name not in self.shapes:
+            raise BundleError(f"{where}: {self.file.name} lacks {name}")
+        return self.shapes[name]
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Zip, zlib and numpy: each has its own complaint about a bad file."""
+        try:
+            yield
+        except (BundleError, MemoryError):
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise BundleError(
-                f"{file}: {name} holds {array.dtype}, a bundle holds signed integers only; refused"
-            )
-    return arrays
+                f"{self.file}: not a readable .npz of plain arrays ({reason}); export it again"
+            ) from error
 
 
-def _graph(folder: Path, manifest: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> IntegerGraph:
-    where = f"{folder}/manifest.json"
-    graph = IntegerGraph(
+def _empty(where: str, manifest: Mapping[str, Any]) -> IntegerGraph:
+    """The graph before its stages."""
+    return IntegerGraph(
         _whole(where, "steps", manifest["steps"], 1, LARGEST_STEPS),
         _shape(where, "inputs", manifest["inputs"]),
         (),
         _whole(where, "tokens_per_sample", manifest["tokens_per_sample"], 1, 2**31),
         _whole(where, "input_max", manifest["input_max"], 1, WIDE_INPUT_MAX),
     )
+
+
+def _graph(folder: Path, manifest: Mapping[str, Any], graph: IntegerGraph, tensors: _Arrays) -> IntegerGraph:
+    where = f"{folder}/manifest.json"
     rows = manifest["stages"]
     if not isinstance(rows, list) or not rows:
         raise BundleError(f"{where}: has no stages; export it again")
-    names: set[str] = set()
+    _unique(where, "stage", [row["name"] for row in rows], LARGEST_STAGES)
     for row in rows:
-        stage = _stage(where, row, tensors, graph)
-        for mark in (f"stage {stage.name}", *(f"synapse {synapse.name}" for synapse in stage.synapses)):
-            if mark in names or mark == f"stage {INPUT}":
-                raise BundleError(f"{where}: {mark} is there twice")
-            names.add(mark)
-        graph = replace(graph, stages=(*graph.stages, stage))
+        if not isinstance(row["synapses"], list) or not row["synapses"]:
+            raise BundleError(f"{where}: {row['name']} has no synapses; export it again")
+    _unique(where, "synapse", [each["name"] for row in rows for each in row["synapses"]], LARGEST_SYNAPSES)
+    for row in rows:
+        graph = replace(graph, stages=(*graph.stages, _stage(where, row, tensors, graph)))
     waiting = schedule(graph).delays
     if max(waiting.values(), default=0) > LARGEST_DELAY:
         raise BundleError(f"{where}: something waits for more than {LARGEST_DELAY} steps; refused")
@@ -334,13 +405,21 @@ def _graph(folder: Path, manifest: Mapping[str, Any], tensors: Mapping[str, NDAr
     return graph
 
 
-def _stage(
-    where: str, row: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]], graph: IntegerGraph
-) -> Stage:
-    name = _name(where, row["name"])
-    kind = row["kind"]
+def _unique(where: str, what: str, labels: list[Any], most: int) -> None:
+    """Names, before anything of that name is read."""
+    if len(labels) > most:
+        raise BundleError(f"{where}: has {len(labels)} {what}s, expected at most {most}")
+    seen = {INPUT} if what == "stage" else set()
+    for label in labels:
+        if _name(where, label) in seen:
+            raise BundleError(f"{where}: {what} {label} is there twice")
+        seen.add(label)
+
+
+def _stage(where: str, row: Mapping[str, Any], tensors: _Arrays, graph: IntegerGraph) -> Stage:
+    name, kind = row["name"], row["kind"]
     if kind not in KINDS:
-        raise BundleError(f"{where}: {name} is of unknown kind {kind!r}")
+        raise BundleError(f"{where}: {name} is of unknown kind {_shown(kind)}")
     if row["reset"] not in ("subtract", "zero") or row["carry"] not in ("token", "sequence"):
         raise BundleError(f"{where}: {name} has an unknown reset or carry")
     shape = _shape(where, f"{name}.shape", row["shape"])
@@ -348,46 +427,53 @@ def _stage(
     axes = {"N": neurons}
     bias = {}
     for port, axis in KINDS[kind].ports.items():
-        array = _take(where, tensors, f"stages/{name}/bias/{port}", -STATE_MAX, STATE_MAX)
-        bias[port] = _in_axes(where, f"{name}/bias/{port}", array, axis, axes)
+        entry = f"stages/{name}/bias/{port}"
+        _fit_axes(where, entry, tensors, axis, axes)
+        bias[port] = _take(where, tensors, entry, -STATE_MAX, STATE_MAX)
     arrays = {}
     for key, of in KINDS[kind].arrays.items():
-        array = _take(where, tensors, f"stages/{name}/{key}", of.least, of.most)
-        arrays[key] = _in_axes(where, f"{name}/{key}", array, of.axes, axes)
-    _consistent(where, name, kind, axes)
+        entry = f"stages/{name}/{key}"
+        _fit_axes(where, entry, tensors, of.axes, axes)
+        arrays[key] = _take(where, tensors, entry, of.least, of.most)
+    _consistent(where, name, kind, axes, arrays)
     if not isinstance(row["unit"], list) or len(row["unit"]) != neurons:
         raise BundleError(f"{where}: {name}.unit is no list of {neurons} values")
     for value in row["unit"]:
         _positive(where, f"{name}.unit", value)
-    if not isinstance(row["synapses"], list) or not row["synapses"]:
-        raise BundleError(f"{where}: {name} has no synapses; export it again")
     synapses = tuple(_synapse(where, kind, bias, each, tensors, graph) for each in row["synapses"])
+    silent = sorted(set(bias) - {synapse.port for synapse in synapses})
+    if silent:
+        raise BundleError(f"{where}: no synapse ends at {name}.{silent[0]}; export it again")
     return Stage(name, kind, shape, synapses, bias, arrays, row["reset"], row["carry"])
 
 
-def _in_axes(
-    where: str, label: str, array: NDArray[np.int64], names: str, axes: dict[str, int]
-) -> NDArray[np.int64]:
-    """An array whose axes fit those of the same names that were read before; new ones are taken over."""
-    wanted = names.split()
-    if array.ndim != len(wanted):
-        raise BundleError(f"{where}: {label} is {list(array.shape)}, expected {len(wanted)} axes")
-    for axis, size in zip(wanted, array.shape, strict=True):
+def _fit_axes(where: str, entry: str, tensors: _Arrays, names: str, axes: dict[str, int]) -> None:
+    """An array's axes have to fit those of the same names that were there before; new ones are taken over."""
+    wanted, shape = names.split(), tensors.shape(where, entry)
+    if len(shape) != len(wanted):
+        raise BundleError(f"{where}: {entry} is {list(shape)}, expected {len(wanted)} axes")
+    for axis, size in zip(wanted, shape, strict=True):
         if axes.setdefault(axis, size) != size:
-            raise BundleError(f"{where}: {label} is {list(array.shape)}, its {axis} should be {axes[axis]}")
-    return array
+            raise BundleError(f"{where}: {entry} is {list(shape)}, its {axis} should be {axes[axis]}")
+        if axis == "E" and (size % 2 == 0 or size > LARGEST_TABLE):
+            raise BundleError(
+                f"{where}: {entry} has {size} entries, expected an odd number up to {LARGEST_TABLE}"
+            )
 
 
-def _consistent(where: str, name: str, kind: str, axes: Mapping[str, int]) -> None:
+def _consistent(
+    where: str, name: str, kind: str, axes: Mapping[str, int], arrays: Mapping[str, NDArray[np.int64]]
+) -> None:
     """What the shapes of a kind's arrays have to do with each other."""
-    if "E" in axes and (axes["E"] % 2 == 0 or axes["E"] > LARGEST_TABLE):
-        raise BundleError(
-            f"{where}: {name}/table has {axes['E']} entries, expected an odd number up to {LARGEST_TABLE}"
-        )
     if kind == "ssd":
-        whole = axes["C"] == axes["N"] + 2 * axes["G"] and axes["H"] and axes["N"] % axes["H"] == 0
-        if not whole or axes["K"] < 1:
+        heads, groups, keys = axes["H"], int(arrays["groups"]), axes["G"]
+        whole = axes["C"] == axes["N"] + 2 * keys and heads and axes["N"] % heads == 0 and axes["K"] >= 1
+        if not whole:
             raise BundleError(f"{where}: {name} has {axes['C']} channels, which don't fit its heads")
+        if heads % groups or keys % groups or not keys:
+            raise BundleError(f"{where}: {name} has {groups} groups, which don't fit its heads or keys")
+        if axes["R"] and 2 * axes["R"] * groups != keys:
+            raise BundleError(f"{where}: {name} turns {axes['R']} pairs, which don't fit its keys")
 
 
 def _synapse(
@@ -395,45 +481,46 @@ def _synapse(
     kind: str,
     bias: Mapping[str, NDArray[np.int64]],
     row: Mapping[str, Any],
-    tensors: Mapping[str, NDArray[Any]],
+    tensors: _Arrays,
     graph: IntegerGraph,
 ) -> Synapse:
-    name = _name(where, row["name"])
+    name = row["name"]
     source, port, form, arrival = row["source"], row["port"], row["form"], row["arrival"]
     if source != INPUT and source not in [stage.name for stage in graph.stages]:
-        raise BundleError(f"{where}: {name} comes from {source!r}, which is no stage before it")
+        raise BundleError(f"{where}: {name} comes from {_shown(source)}, which is no stage before it")
     if port not in bias:
-        raise BundleError(f"{where}: {name} ends at {port!r}, expected one of {', '.join(bias)}")
+        raise BundleError(f"{where}: {name} ends at {_shown(port)}, expected one of {', '.join(bias)}")
     known = STEP_ARRIVALS if KINDS[kind].takes == "step" else SUM_ARRIVALS
     if arrival not in known or (arrival in OF_VALUES) != (graph.sends(source) == "value"):
-        raise BundleError(f"{where}: {name} can't have arrival {arrival!r}")
+        raise BundleError(f"{where}: {name} can't have arrival {_shown(arrival)}")
     doubling = arrival in ("horner", "power", "stream_down", "stream_up")
     if doubling and graph.steps > 23:
         raise BundleError(f"{where}: {name} doubles {graph.steps} times, which leaves 24 bits")
     senders, size = graph.size(source), len(bias[port])
-    wide = source != INPUT or graph.input_max > INPUT_MAX
-    if form != "each" and graph.sends(source) == "value" and wide and graph[source].kind != "count":
+    narrow = graph.input_max <= INPUT_MAX if source == INPUT else graph[source].kind in WEIGHED
+    if form != "each" and not narrow:
         raise BundleError(f"{where}: {name} has weights for the graded values of {source!r}; refused")
     most = FACTOR_MAX if form == "each" else WEIGHT_MAX
-    weight = _take(where, tensors, f"synapses/{name}/weight", -most, most)
+    shape = tensors.shape(where, f"synapses/{name}/weight")
     right, conv = None, None
     if form == "each":
-        right = _take(where, tensors, f"synapses/{name}/right", 0, LARGEST_SHIFT)
-        if weight.shape != (size,) or right.shape != (size,) or senders != size:
+        if {shape, tensors.shape(where, f"synapses/{name}/right")} != {(size,)} or senders != size:
             raise BundleError(f"{where}: {name} joins {senders} senders to {size} neurons one by one")
+        right = _take(where, tensors, f"synapses/{name}/right", 0, LARGEST_SHIFT)
     elif form == "conv":
-        conv = _convolution(where, name, row["conv"], weight, senders, size)
+        conv = _convolution(where, name, row["conv"], shape, senders, size)
     elif form == "dense":
-        if weight.shape != (size, senders):
-            raise BundleError(f"{where}: {name}/weight is {list(weight.shape)}, expected {[size, senders]}")
+        if shape != (size, senders):
+            raise BundleError(f"{where}: {name}/weight is {list(shape)}, expected {[size, senders]}")
     else:
-        raise BundleError(f"{where}: {name} has unknown form {form!r}")
+        raise BundleError(f"{where}: {name} has unknown form {_shown(form)}")
+    weight = _take(where, tensors, f"synapses/{name}/weight", -most, most)
     shift = _whole(where, f"{name}.shift", row["shift"], 0, 20)
     return Synapse(name, source, port, form, arrival, weight, shift, right, conv)
 
 
 def _convolution(
-    where: str, name: str, row: Mapping[str, Any], kernel: NDArray[np.int64], senders: int, size: int
+    where: str, name: str, row: Mapping[str, Any], kernel: tuple[int, ...], senders: int, size: int
 ) -> Convolution:
     source, target = (_shape(where, f"{name}.{end}", row[end]) for end in ("source", "target"))
     rank = len(source) - 1
@@ -442,54 +529,64 @@ def _convolution(
         for key, least in (("stride", 1), ("padding", 0), ("dilation", 1))
     ]
     groups = _whole(where, f"{name}.groups", row["groups"], 1, 2**20)
-    fits = rank in (1, 2) and kernel.ndim == rank + 2 and all(len(each) == rank for each in moves)
-    fits = fits and kernel.shape[0] % groups == 0 and kernel.shape[1] * groups == source[0]
+    fits = rank in (1, 2) and len(kernel) == rank + 2 and all(len(each) == rank for each in moves)
+    fits = fits and kernel[0] % groups == 0 and kernel[1] * groups == source[0]
     if fits:
         stride, padding, dilation = moves
         image = tuple(
             (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, p, d, k, s in zip(source[1:], padding, dilation, kernel.shape[2:], stride, strict=True)
+            for n, p, d, k, s in zip(source[1:], padding, dilation, kernel[2:], stride, strict=True)
         )
-        fits = (kernel.shape[0], *image) == target and min(image) >= 1
-    if not fits or int(np.prod(source)) != senders or int(np.prod(target)) != size:
+        fits = (kernel[0], *image) == target and min(image) >= 1 and min(kernel) >= 1
+        padded = source[0] * math.prod(n + 2 * p for n, p in zip(source[1:], padding, strict=True))
+        if padded > LARGEST_IMAGE or math.prod(image) * math.prod(kernel) > LARGEST_WORK:
+            raise BundleError(f"{where}: {name} convolves an image of {padded} numbers; refused")
+    if not fits or math.prod(source) != senders or math.prod(target) != size:
         raise BundleError(f"{where}: {name} is no convolution from {list(source)} to {list(target)}")
-    return Convolution(source, target, *moves, groups)
+    stride, padding, dilation = moves
+    return Convolution(source, target, stride, padding, dilation, groups)
 
 
-def _golden(
-    folder: Path, manifest: Mapping[str, Any], graph: IntegerGraph, arrays: Mapping[str, NDArray[Any]]
-) -> tuple[NDArray[np.int64], IntegerRun]:
-    where = f"{folder}/golden.npz"
+def _inputs(
+    folder: Path, manifest: Mapping[str, Any], graph: IntegerGraph, arrays: _Arrays
+) -> NDArray[np.int64]:
+    """The golden run's inputs [W, D]."""
     tokens = _whole(f"{folder}/manifest.json", "tokens", manifest["tokens"], 1, 2**31)
     if tokens % graph.tokens_per_sample:
         raise BundleError(f"{folder}/manifest.json: {tokens} tokens don't divide into whole samples")
+    shape = (tokens, math.prod(graph.inputs))
+    return _golden_array(folder, arrays, "inputs", shape, graph.input_max).astype(np.int64)
 
-    def take(name: str, shape: tuple[int, ...], largest: int) -> NDArray[Any]:
-        if name not in arrays:
-            raise BundleError(f"{where}: lacks {name}")
-        if arrays[name].shape != shape:
-            raise BundleError(f"{where}: {name} is {list(arrays[name].shape)}, expected {list(shape)}")
-        if _magnitude(arrays[name]) > largest:
-            raise BundleError(f"{where}: {name} exceeds {largest}")
-        return arrays[name]
 
-    inputs = take("inputs", (tokens, graph.size(INPUT)), graph.input_max)
+def _golden(folder: Path, graph: IntegerGraph, arrays: _Arrays, tokens: int) -> IntegerRun:
     run = IntegerRun()
-    counted = take("saturations", (len(graph.stages),), 2**62)
+    counted = _golden_array(folder, arrays, "saturations", (len(graph.stages),), 2**62)
     for stage, saturations in zip(graph.stages, counted, strict=True):
+        name = stage.name
         if stage.sends == "train":
-            spikes = take(f"spikes/{stage.name}", (tokens, graph.steps, stage.neurons), LARGEST_LEVEL)
-            run.spikes[stage.name] = spikes.astype(np.int8)
+            shape = (tokens, graph.steps, stage.neurons)
+            most = stage.number("most") if "most" in stage.arrays else 1
+            spikes = _golden_array(folder, arrays, f"spikes/{name}", shape, most)
+            run.spikes[name] = spikes.astype(np.int8)
         else:
-            values = take(f"values/{stage.name}", (tokens, stage.neurons), STATE_MAX)
-            run.values[stage.name] = values.astype(np.int32)
-        run.saturations[stage.name] = int(saturations)
-    return inputs.astype(np.int64), run
+            values = _golden_array(folder, arrays, f"values/{name}", (tokens, stage.neurons), STATE_MAX)
+            run.values[name] = values.astype(np.int32)
+        run.saturations[name] = int(saturations)
+    return run
+
+
+def _golden_array(
+    folder: Path, arrays: _Arrays, name: str, shape: tuple[int, ...], largest: int
+) -> NDArray[Any]:
+    where = f"{folder}/golden.npz"
+    if arrays.shape(where, name) != shape:
+        raise BundleError(f"{where}: {name} is {list(arrays.shape(where, name))}, expected {list(shape)}")
+    return arrays.take(where, name, -largest, largest)
 
 
 def _name(where: str, label: Any) -> str:
     if not isinstance(label, str) or not _NAME.fullmatch(label):
-        raise BundleError(f"{where}: {label!r} is no name for a stage")
+        raise BundleError(f"{where}: {_shown(label)} is no name for a stage")
     return label
 
 
@@ -502,15 +599,8 @@ def _shape(where: str, name: str, value: Any) -> tuple[int, ...]:
     return found
 
 
-def _take(
-    where: str, tensors: Mapping[str, NDArray[Any]], entry: str, least: int, most: int
-) -> NDArray[np.int64]:
-    if entry not in tensors:
-        raise BundleError(f"{where}: tensors.npz lacks {entry}")
-    array = tensors[entry]
-    if array.size and (int(array.min()) < least or int(array.max()) > most):
-        raise BundleError(f"{where}: {entry} leaves {least} to {most}")
-    return array.astype(np.int64)
+def _take(where: str, tensors: _Arrays, entry: str, least: int, most: int) -> NDArray[np.int64]:
+    return tensors.take(where, entry, least, most).astype(np.int64)
 
 
 def _magnitude(array: NDArray[Any]) -> int:
@@ -532,7 +622,15 @@ def _positive(where: str, name: str, value: Any) -> None:
         raise BundleError(f"{where}: {name} is {str(value)[:40]!r}, expected a finite number > 0")
 
 
+def _shown(value: Any) -> str:
+    """A value of the manifest in an error's line, cut short."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
 def _whole(where: str, name: str, value: Any, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise BundleError(f"{where}: {name} is {value!r}, expected a whole number from {least} to {most}")
+        raise BundleError(
+            f"{where}: {name} is {_shown(value)}, expected a whole number from {least} to {most}"
+        )
     return value

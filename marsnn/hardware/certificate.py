@@ -147,7 +147,8 @@ def _atmn(graph: IntegerGraph, stage: Stage, entering: dict[str, Ints]) -> Bound
 
 def _count(graph: IntegerGraph, stage: Stage, entering: dict[str, Ints]) -> Bounds:
     reachable = stage.arrays["levels"] <= entering["in"][:, None]
-    return Bounds(entering, {}, (reachable * stage.arrays["worth"]).sum(1))
+    together = (reachable * stage.arrays["worth"]).sum(1)
+    return Bounds(entering, {"levels together": together}, np.minimum(together, STATE_MAX))
 
 
 def _lif(graph: IntegerGraph, stage: Stage, entering: dict[str, Ints]) -> Bounds:
@@ -190,7 +191,8 @@ def _gate(graph: IntegerGraph, stage: Stage, entering: dict[str, Ints]) -> Bound
 
 
 def _norm(graph: IntegerGraph, stage: Stage, entering: dict[str, Ints]) -> Bounds:
-    """x is at most the root of N times the mean square, and the root is short of it by 1 in 256 at most."""
+    """x^2 is at most N times the mean square, which is rounded up, and the root is short of it by 1 in 256 at
+    most."""
     N = stage.neurons
     x = entering["in"] * (2 if stage.number("center") else 1)
     y = int(np.ceil(np.sqrt(N) * 2**NORM_BITS * 256 / 255)) + np.abs(stage.arrays["offset"])

@@ -23,9 +23,9 @@ argument keeps its precision. Beyond the table stand its ends, 0 and 2^15. State
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from marsnn.errors import InputError
@@ -129,22 +129,21 @@ def reach(synapse: Synapse, signal: Ints) -> Ints:
 
 def convolve(signal: Ints, kernel: Ints, conv: Convolution) -> Ints:
     """A kernel [C, C_in / groups, *K] over images that lie flat, [*, M], to [*, N]."""
-    leading, rank = signal.shape[:-1], len(conv.stride)
+    leading, groups = signal.shape[:-1], conv.groups
     image = signal.reshape(-1, *conv.source).astype(np.float64)
     image = np.pad(image, [(0, 0), (0, 0), *((each, each) for each in conv.padding)])
-    reach_of = [d * (k - 1) + 1 for d, k in zip(conv.dilation, kernel.shape[2:], strict=True)]
-    windows = sliding_window_view(image, reach_of, axis=tuple(range(2, 2 + rank)))
-    steps = (slice(None), slice(None), *(slice(None, None, s) for s in conv.stride))
-    taps = tuple(slice(None, None, d) for d in conv.dilation)
-    windows = windows[steps + taps]  # [*, C_in, *image, *K]
-    grouped = windows.reshape(len(windows), conv.groups, -1, *windows.shape[2:])
-    kernels = kernel.astype(np.float64).reshape(conv.groups, -1, *kernel.shape[1:])
-    parts = []
-    for group in range(conv.groups):
-        own = [1, *range(2 + rank, 2 + 2 * rank)]
-        parts.append(np.tensordot(grouped[:, group], kernels[group], (own, [1, *range(2, 2 + rank)])))
-    sums = np.concatenate(parts, axis=-1)  # [*, *image, C]
-    return np.moveaxis(sums, -1, 1).astype(np.int64).reshape(*leading, -1)
+    image = image.reshape(len(image), groups, -1, *image.shape[2:])
+    kernels = kernel.astype(np.float64).reshape(groups, -1, *kernel.shape[1:])
+    sums = np.zeros((len(image), groups, kernels.shape[1], int(np.prod(conv.target[1:]))))
+    for place in np.ndindex(*kernel.shape[2:]):  # one tap after the other: windows would be copies
+        seen: tuple[Any, ...] = tuple(
+            slice(d * at, d * at + s * (n - 1) + 1, s)
+            for at, d, s, n in zip(place, conv.dilation, conv.stride, conv.target[1:], strict=True)
+        )
+        tap: tuple[Any, ...] = (..., *place)
+        pixels = image[(..., *seen)]
+        sums += kernels[tap] @ pixels.reshape(*pixels.shape[:3], -1)
+    return sums.astype(np.int64).reshape(*leading, -1)
 
 
 def accumulate(arrival: str, arrivals: Ints) -> tuple[Ints, int]:

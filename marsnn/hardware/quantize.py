@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from marsnn.errors import ExportError, InputError
-from marsnn.hardware.certificate import ARRIVING, bounds, certify, excess, largest_inputs
+from marsnn.hardware.certificate import ARRIVING, WIDEST, bounds, certify, excess, largest_inputs
 from marsnn.hardware.graph import Graph, RealStage, RealSynapse
 from marsnn.hardware.integer import arrive, run_stage
 from marsnn.hardware.linear_maps import Dense, Each, Kernel, Reals
@@ -29,6 +29,7 @@ from marsnn.hardware.stages import (
     INPUT,
     INPUT_MAX,
     KINDS,
+    LARGEST_EPSILON,
     LARGEST_SHIFT,
     LARGEST_TABLE,
     MULTIPLIER_MAX,
@@ -208,7 +209,11 @@ class _Chooser:
         def widened(scale: Reals, shift: int, may_change: NDArray[np.bool_]) -> tuple[Reals, bool]:
             for _ in range(12):
                 stage = self.with_scale(real, port, scale, shift)
-                over = excess(stage, bounds(self.graph, stage, self.largest))[port]
+                found = bounds(self.graph, stage, self.largest)
+                over = excess(stage, found)[port]
+                if real.kind == "norm":  # its squares, and the epsilon that is added to them, have a width too
+                    epsilon = real.of["epsilon"] / float(scale[0] / 2.0**shift) ** 2
+                    over = np.maximum(over, max(found.between / WIDEST, epsilon / LARGEST_EPSILON) ** 0.5)
                 if self.narrow:
                     over = np.maximum(over, self.narrow.excess(self.graph, stage, self.largest))
                 if not (over > 1).any():
@@ -566,7 +571,7 @@ def _norm_numbers(real: RealStage, unit: Reals) -> dict[str, Ints]:
     epsilon = real.of["epsilon"] / float(unit[0]) ** 2
     return {
         "center": np.array(int(real.of["center"])),
-        "epsilon": np.array(int(min(round(epsilon), 2**45))),
+        "epsilon": np.array(min(round(epsilon), LARGEST_EPSILON)),
         "sign": np.sign(gain).astype(np.int64),
         "offset": np.clip(np.round(offset / of_output), -STATE_MAX, STATE_MAX).astype(np.int64),
     }

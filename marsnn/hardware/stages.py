@@ -64,6 +64,7 @@ MULTIPLIER_MAX = 2**24 - 1
 LARGEST_SHIFT = 62
 LARGEST_TABLE = 4095  # entries
 LARGEST_LEVEL = 127
+LARGEST_EPSILON = 2**45  # of a norm, in squares of its unit
 NORM_BITS = 14
 """A norm's values are counted in 2^-14 of their root mean square."""
 
@@ -146,7 +147,7 @@ KINDS: dict[str, Kind] = {
         "value", "token", {"in": "N"},
         {
             "center": Array("", 0, 1),
-            "epsilon": Array("", 0, 2**45),
+            "epsilon": Array("", 0, LARGEST_EPSILON),
             "sign": Array("N", -1, 1),
             "offset": Array("N", -STATE_MAX, STATE_MAX),
         },

@@ -132,6 +132,66 @@ DAMAGE = {
         lambda p: edit_manifest(p, lambda m: m["files"].update({"/etc/passwd": {"sha256": "0"}})),
         "points outside",
     ),
+    "stage twice": (
+        lambda p: edit_manifest(p, lambda m: m["stages"].append(m["stages"][0])),
+        "stage atmn1 is there twice",
+    ),
+    "stage named as the input": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0].update(name="input")),
+        "stage input is there twice",
+    ),
+    "synapse twice": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0].update(synapses=m["stages"][0]["synapses"] * 2)),
+        "synapse linear1 is there twice",
+    ),
+    "a million synapses": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0].update(synapses=[{"name": "x"}] * 10**6)),
+        "has 1000002 synapses, expected at most",
+    ),
+    "stages without end": (
+        lambda p: edit_manifest(p, lambda m: m.update(stages=m["stages"] * 5000)),
+        "has 15000 stages",
+    ),
+    "no synapses": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0].update(synapses=[])),
+        "atmn1 has no synapses",
+    ),
+    "listens to a later stage": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0]["synapses"][0].update(source="atmn2")),
+        "linear1 comes from 'atmn2', which is no stage before it",
+    ),
+    "listens to itself": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0]["synapses"][0].update(source="atmn1")),
+        "which is no stage before it",
+    ),
+    "no such port": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0]["synapses"][0].update(port="out")),
+        "linear1 ends at 'out', expected one of in",
+    ),
+    "no such form": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0]["synapses"][0].update(form="sparse")),
+        "linear1 has unknown form 'sparse'",
+    ),
+    "weights for wide inputs": (
+        lambda p: edit_manifest(p, lambda m: m.update(input_max=32767)),
+        "linear1 has weights for the graded values of 'input'",
+    ),
+    "inputs beyond 16 bits": (
+        lambda p: edit_manifest(p, lambda m: m.update(input_max=32768)),
+        "input_max is 32768",
+    ),
+    "shape of no axes": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0].update(shape=[])),
+        "atmn1.shape is",
+    ),
+    "shape beyond counting": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0].update(shape=[2**31, 2**31])),
+        "more than 2",
+    ),
+    "samples that don't fit": (
+        lambda p: edit_manifest(p, lambda m: m.update(tokens_per_sample=7)),
+        "30 tokens don't divide",
+    ),
     "bad name": (
         lambda p: edit_manifest(p, lambda m: m["stages"][0].update(name="../../x")),
         "is no name for a stage",
@@ -170,14 +230,16 @@ DAMAGE = {
         "certificate.json: not valid JSON",
     ),
     "could overflow": (
-        lambda p: edit_manifest(p, lambda m: m["stages"][1].update(shift=16)),
+        lambda p: edit_manifest(p, lambda m: m["stages"][1]["synapses"][0].update(shift=16)),
         "atmn2 can overflow 24 bits",
     ),
     "the least int64": (
         lambda p: edit_arrays(
-            p, "tensors.npz", lambda a: a.update({"atmn1/bias": np.full(12, -(2**63), dtype=np.int64)})
+            p,
+            "tensors.npz",
+            lambda a: a.update({"stages/atmn1/bias/in": np.full(12, -(2**63), dtype=np.int64)}),
         ),
-        "atmn1/bias exceeds",
+        "stages/atmn1/bias/in leaves -8388607 to 8388607",
     ),
     "unsigned": (
         lambda p: edit_arrays(
@@ -190,34 +252,40 @@ DAMAGE = {
         "unknown kind 'magic'",
     ),
     "wrong arrival": (
-        lambda p: edit_manifest(p, lambda m: m["stages"][1].update(arrival="once")),
-        "can't have arrival 'once'",
+        lambda p: edit_manifest(p, lambda m: m["stages"][1]["synapses"][0].update(arrival="value")),
+        "can't have arrival 'value'",
     ),
     "wrong decay": (
-        lambda p: edit_manifest(p, lambda m: m["stages"][0].update(decay=-1)),
-        "decay is -1",
+        lambda p: edit_arrays(p, "tensors.npz", lambda a: a.update({"stages/atmn1/decay": np.array(-1)})),
+        "atmn1/decay leaves 0 to 8192",
     ),
     "wrong width": (
         lambda p: edit_arrays(
-            p, "tensors.npz", lambda a: a.update({"atmn2/weight": a["atmn2/weight"][:, 1:]})
+            p,
+            "tensors.npz",
+            lambda a: a.update({"synapses/linear2/weight": a["synapses/linear2/weight"][:, 1:]}),
         ),
-        "atmn2/weight is",
+        r"linear2/weight is \[8, 11\], expected \[8, 12\]",
     ),
     "weight beyond 8 bit": (
         lambda p: edit_arrays(
-            p, "tensors.npz", lambda a: a.update({"atmn1/weight": a["atmn1/weight"].astype(int) + 300})
+            p,
+            "tensors.npz",
+            lambda a: a.update({"synapses/linear1/weight": a["synapses/linear1/weight"].astype(int) + 300}),
         ),
-        "atmn1/weight exceeds 127",
+        "linear1/weight leaves -127 to 127",
     ),
     "floats": (
-        lambda p: edit_arrays(p, "tensors.npz", lambda a: a.update({"atmn1/bias": a["atmn1/bias"] * 1.0})),
+        lambda p: edit_arrays(
+            p, "tensors.npz", lambda a: a.update({"stages/atmn1/bias/in": a["stages/atmn1/bias/in"] * 1.0})
+        ),
         "holds float64",
     ),
     "pickled": (
         lambda p: edit_arrays(
-            p, "tensors.npz", lambda a: a.update({"atmn1/bias": np.array([{}] * 12, dtype=object)})
+            p, "tensors.npz", lambda a: a.update({"stages/atmn1/bias/in": np.array([{}] * 12, dtype=object)})
         ),
-        "not a readable .npz of plain arrays",
+        "holds object, a bundle holds signed",
     ),
     "not a zip": (
         lambda p: ((p / "golden.npz").write_bytes(b"hello"), rehash(p, "golden.npz")),
@@ -233,7 +301,7 @@ DAMAGE = {
     ),
     "golden spike of 2": (
         lambda p: edit_arrays(p, "golden.npz", lambda a: a["spikes/atmn1"].__setitem__((0, 0, 0), 2)),
-        "spikes/atmn1 exceeds 1",
+        "spikes/atmn1 leaves -1 to 1",
     ),
 }
 
@@ -267,77 +335,123 @@ def edit_stage(index, **entries):
     return lambda p: edit_manifest(p, lambda m: m["stages"][index].update(entries))
 
 
+def edit_synapse(stage, index, **entries):
+    return lambda p: edit_manifest(p, lambda m: m["stages"][stage]["synapses"][index].update(entries))
+
+
 def without_stage(index):
     return lambda p: edit_manifest(p, lambda m: m["stages"].pop(index))
 
 
 GATE_DAMAGE = {
     "lacks a table": (
-        lambda p: edit_arrays(p, "tensors.npz", lambda a: a.pop("gated/table")), "lacks gated/table",
+        lambda p: edit_arrays(p, "tensors.npz", lambda a: a.pop("stages/gated/table")),
+        "lacks stages/gated/table",
     ),
     "lacks a level": (
-        lambda p: edit_arrays(p, "tensors.npz", lambda a: a.pop("gated/level")), "lacks gated/level",
+        lambda p: edit_arrays(p, "tensors.npz", lambda a: a.pop("stages/gated/level")),
+        "lacks stages/gated/level",
     ),
-    "even table": (replaced("gated/table", lambda a: a[1:]), r"gated/table is \[4094\], expected an odd"),
-    "endless table": (replaced("gated/table", lambda a: np.tile(a, 3)), r"gated/table is \[12285\]"),
-    "empty table": (replaced("gated/table", lambda a: a[:0]), r"gated/table is \[0\]"),
-    "table of two axes": (replaced("gated/table", lambda a: a[None]), r"gated/table is \[1, 4095\]"),
-    "table above 1": (replaced("gated/table", lambda a: a + 1), "gated/table leaves 0 to 32768"),
-    "table below 0": (replaced("gated/table", lambda a: a - 1), "gated/table leaves 0 to"),
-    "floats": (replaced("gated/table", lambda a: a / 2), "gated/table holds float64"),
-    "negative multiplier": (replaced("gated/multiplier", lambda a: -a), "gated/multiplier leaves 0 to"),
+    "even table": (
+        replaced("stages/gated/table", lambda a: a[1:]),
+        "gated/table has 4094 entries, expected an odd",
+    ),
+    "endless table": (
+        replaced("stages/gated/table", lambda a: np.tile(a, 3)),
+        "gated/table has 12285 entries",
+    ),
+    "empty table": (replaced("stages/gated/table", lambda a: a[:0]), "gated/table has 0 entries"),
+    "table of two axes": (replaced("stages/gated/table", lambda a: a[None]), r"gated/table is \[1, 4095\]"),
+    "table above 1": (replaced("stages/gated/table", lambda a: a + 1), "gated/table leaves 0 to 32768"),
+    "table below 0": (replaced("stages/gated/table", lambda a: a - 1), "gated/table leaves 0 to"),
+    "floats": (replaced("stages/gated/table", lambda a: a / 2), "gated/table holds float64"),
+    "negative multiplier": (
+        replaced("stages/gated/multiplier", lambda a: -a),
+        "gated/multiplier leaves 0 to",
+    ),
     "large multiplier": (
-        replaced("gated/multiplier", lambda a: a.astype(np.int64) + 2**40), "gated/multiplier leaves 0 to",
+        replaced("stages/gated/multiplier", lambda a: a.astype(np.int64) + 2**40),
+        "gated/multiplier leaves 0 to",
     ),
-    "negative shift": (replaced("gated/argument_shift", lambda a: a - 99), "gated/argument_shift leaves"),
-    "large shift": (replaced("gated/product_shift", lambda a: a + 60), "gated/product_shift leaves 0 to 62"),
-    "short shifts": (replaced("gated/product_shift", lambda a: a[1:]), r"gated/product_shift is \[7\]"),
-    "one multiplier for all": (replaced("gated/multiplier", lambda a: a[0]), r"gated/multiplier is \[\]"),
-    "negative level": (replaced("gated/level", lambda a: a - 1), "gated/level leaves 0 to 8388607"),
+    "negative shift": (
+        replaced("stages/gated/argument_shift", lambda a: a - 99),
+        "gated/argument_shift leaves",
+    ),
+    "large shift": (
+        replaced("stages/gated/product_shift", lambda a: a + 60),
+        "gated/product_shift leaves 0 to 62",
+    ),
+    "short shifts": (
+        replaced("stages/gated/product_shift", lambda a: a[1:]),
+        r"gated/product_shift is \[7\]",
+    ),
+    "one multiplier for all": (
+        replaced("stages/gated/multiplier", lambda a: a[0]),
+        r"gated/multiplier is \[\]",
+    ),
+    "negative level": (replaced("stages/gated/level", lambda a: a - 1), "gated/level leaves 0 to 8388607"),
     "the least int64": (
-        replaced("gated/level", lambda a: np.full(8, -(2**63), dtype=np.int64)), "gated/level leaves",
+        replaced("stages/gated/level", lambda a: np.full(8, -(2**63), dtype=np.int64)),
+        "gated/level leaves",
     ),
     "a product could overflow": (
-        replaced("gated/product_shift", lambda a: a - 1), "gated can overflow 24 bits",
+        replaced("stages/gated/product_shift", lambda a: a - 1),
+        "gated can overflow 24 bits",
     ),
-    "one matrix": (replaced("gated/weight", lambda a: a[:8]), r"gated/weight is \[8, 6\], expected \[16, 6"),
-    "fires": (replaced("gated/fire", lambda a: np.ones(8, np.int32)), r"gated/fire is \[8\]"),
-    "gate of another kind": (edit_stage(1, kind="readout"), "gated/weight is"),
-    "gate with a step's arrival": (edit_stage(1, arrival="stream"), "gated has arrival 'stream'"),
-    "gate that takes products": (edit_stage(1, arrival="direct"), "gated can't have arrival 'direct'"),
-    "neurons behind it with another arrival": (edit_stage(2, arrival="sum"), "ffn_out/weight is"),
-    "a LIF behind it": (edit_stage(2, kind="lif"), "ffn_out has arrival 'direct'"),
-    "a readout behind it": (edit_stage(2, kind="readout"), "ffn_out can't have arrival 'direct'"),
-    "other inputs behind it": (edit_stage(2, inputs=7), "ffn_out can't have arrival 'direct'"),
-    "a shift behind it": (edit_stage(2, shift=1), "ffn_out can overflow 24 bits"),
-    "no gate before them": (without_stage(1), "ffn_out takes 8 inputs, gets 6"),
-    "nothing behind it": (
-        lambda p: edit_manifest(p, lambda m: m.update(stages=m["stages"][:2])), "can't be the last stage",
+    "one row less": (
+        replaced("synapses/gated.up/weight", lambda a: a[:7]),
+        r"gated.up/weight is \[7, 6\], expected \[8, 6",
     ),
-    "no neurons between": (without_stage(2), "down can't have arrival 'horner' as stage 3"),
+    "a factor of 25 bits": (
+        replaced("synapses/ffn_out.gated/weight", lambda a: a.astype(int) + 2**24),
+        "ffn_out.gated/weight leaves",
+    ),
+    "a factor too few": (
+        replaced("synapses/ffn_out.gated/weight", lambda a: a[1:]),
+        "joins 8 senders to 8 neurons one by one",
+    ),
+    "a shift to the left as one to the right": (
+        replaced("synapses/ffn_out.gated/right", lambda a: a * 0 - 1),
+        "ffn_out.gated/right leaves 0 to 62",
+    ),
+    "gate of another kind": (edit_stage(1, kind="norm"), "lacks stages/gated/bias/in"),
+    "gate with a step's arrival": (edit_synapse(1, 0, arrival="stream"), "gate can't have arrival 'stream'"),
+    "gate that takes values": (edit_synapse(1, 0, arrival="value"), "gated.gate can't have arrival 'value'"),
+    "neurons behind it with another arrival": (edit_synapse(2, 0, arrival="sum"), "can't have arrival 'sum'"),
+    "weights for its products": (
+        edit_synapse(2, 0, form="dense"),
+        "ffn_out.gated has weights for the graded values of 'gated'",
+    ),
+    "a LIF behind it": (edit_stage(2, kind="lif"), r"stages/ffn_out/decay is \[\], expected 1 axes"),
+    "no gate before them": (without_stage(1), "ffn_out.gated comes from 'gated', which is no stage before"),
+    "no neurons between": (without_stage(2), "down comes from 'ffn_out', which is no stage before"),
     "no products": (
-        lambda p: edit_arrays(p, "golden.npz", lambda a: a.pop("products/gated")), "lacks products/gated",
+        lambda p: edit_arrays(p, "golden.npz", lambda a: a.pop("values/gated")),
+        "lacks values/gated",
     ),
     "products beyond 24 bits": (
-        lambda p: edit_arrays(p, "golden.npz", lambda a: a["products/gated"].__setitem__((0, 0), 2**23)),
-        "products/gated exceeds",
+        lambda p: edit_arrays(p, "golden.npz", lambda a: a["values/gated"].__setitem__((0, 0), 2**23)),
+        "values/gated leaves",
     ),
     "products of another size": (
         lambda p: edit_arrays(
-            p, "golden.npz", lambda a: a.update({"products/gated": a["products/gated"][:, 1:]})
+            p, "golden.npz", lambda a: a.update({"values/gated": a["values/gated"][:, 1:]})
         ),
-        r"products/gated is \[30, 7\]",
+        r"values/gated is \[30, 7\]",
     ),
     "a scale too few": (
-        lambda p: edit_manifest(p, lambda m: m["input"]["scale"].pop()), "input.scale has 5 values",
+        lambda p: edit_manifest(p, lambda m: m["input"]["scale"].pop()),
+        "input.scale has 5 values",
     ),
     "a scale of 0": (
-        lambda p: edit_manifest(p, lambda m: m["input"]["scale"].__setitem__(2, 0)), "input.scale is '0'",
+        lambda p: edit_manifest(p, lambda m: m["input"]["scale"].__setitem__(2, 0)),
+        "input.scale is '0'",
     ),
     "a scale in a list": (
-        lambda p: edit_manifest(p, lambda m: m["input"]["scale"].__setitem__(2, [1])), "input.scale is",
+        lambda p: edit_manifest(p, lambda m: m["input"]["scale"].__setitem__(2, [1])),
+        "input.scale is",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", GATE_DAMAGE)
@@ -353,7 +467,7 @@ def test_damage_of_a_gate_is_refused_in_one_line(name, gated_original, tmp_path)
 
 def test_another_product_is_a_mismatch_with_its_place(gated_original, tmp_path):
     path = shutil.copytree(gated_original.path, tmp_path / "copy")
-    edit_arrays(path, "golden.npz", lambda a: a["products/gated"].__setitem__((7, 5), 12345))
+    edit_arrays(path, "golden.npz", lambda a: a["values/gated"].__setitem__((7, 5), 12345))
     verification = verify(path, simulator="integer")
     assert verification.mismatches == 1
     assert verification.first.startswith("gated: token 7, neuron 5: sent ")
@@ -445,7 +559,7 @@ class TestInLava:
     def test_verify_a_gate(self, gated_original, tmp_path):
         verification = verify(gated_original.path)
         assert verification.ok
-        assert (verification.slots, verification.products, verification.sums) == (30 * 4 * 14, 240, 90)
+        assert (verification.slots, verification.values, verification.sums) == (30 * 4 * 14, 240, 90)
         run = subprocess.run(
             [self.python, gated_original.path / "runtime_lava" / "run.py"],
             capture_output=True,
@@ -457,7 +571,11 @@ class TestInLava:
 
     def test_a_changed_table_is_found_in_lava(self, gated_original, tmp_path):
         path = shutil.copytree(gated_original.path, tmp_path / "copy")
-        edit_arrays(path, "tensors.npz", lambda a: a.update({"gated/table": a["gated/table"][::-1].copy()}))
+        edit_arrays(
+            path,
+            "tensors.npz",
+            lambda a: a.update({"stages/gated/table": a["stages/gated/table"][::-1].copy()}),
+        )
         verification = verify(path)
         assert not verification.ok
         assert verification.first.startswith("gated: token 0")
@@ -466,7 +584,7 @@ class TestInLava:
         """Consistent files, other spikes: the place of the first mismatch is told."""
 
         def change(arrays):
-            arrays["atmn1/weight"][:] = -arrays["atmn1/weight"]
+            arrays["synapses/linear1/weight"][:] *= -1
 
         edit_arrays(bundle.path, "tensors.npz", change)
         verification = verify(bundle.path)

@@ -105,12 +105,12 @@ def test_another_activation_is_refused():
 def test_on_to_a_bundle(mode, tmp_path):
     model = refined(BIASED, mode, double=False, steps=6)
     bundle = export(ffn_network(model, 1), ffn_inputs(model, 1, some_tokens()), tmp_path / "bundle")
-    assert [stage.kind for stage in bundle.graph.stages] == ["atmn", "gate", "atmn", "readout"]
+    assert [stage.kind for stage in bundle.graph.stages] == ["atmn", "gate", "atmn", "sum"]
     assert bundle.report("certificate")["safe"] is True
     output = bundle.report("drift")["output"]
     assert output["rms_error"] < 0.1 * output["rms"]
     if mode == "threshold":
-        assert (bundle.golden.products["gated"] == 0).mean() > 0.3
+        assert (bundle.golden.values["gated"] == 0).mean() > 0.3
     assert verify(bundle.path, simulator="integer").ok
 
 
@@ -133,5 +133,5 @@ def test_lava_agrees_on_everything(mode, settings, tmp_path, lava_python, monkey
     assert verification.ok, verification.first
     assert verification.simulator == "lava"
     assert verification.slots == 66 * settings["steps"] * (24 + 40)
-    assert (verification.products, verification.sums) == (66 * 40, 66 * 24)
+    assert (verification.values, verification.sums) == (66 * 40, 66 * 24)
     assert min(verification.positive, verification.negative) > 100

@@ -33,7 +33,8 @@ def blocks() -> str:
         seen, drift = row["verification"], row["drift"]
         lines.append(
             f"| {row['layer']} | {seen['mismatches']} | "
-            f"{seen['slots']:,}, {seen['values']:,}, {seen['sums']:,} | {seen['positive']:,}, {seen['negative']:,} | {seen['seconds']:.0f} s | "
+            f"{seen['slots']:,}, {seen['values']:,}, {seen['sums']:,} | "
+            f"{seen['positive']:,}, {seen['negative']:,} | {seen['seconds']:.0f} s | "
             + ", ".join(f"{each['end_to_end']:.1%}" for each in drift["layers"])
             + f" | {drift['output']['rms_error'] / drift['output']['rms']:.1%} |"
         )

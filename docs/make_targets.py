@@ -1,7 +1,7 @@
 """Write the table of targets into docs/targets.md and README.md:  python docs/make_targets.py
 
-Each cell is tried: tests/hardware/targets.py has a network for every row, and `marsnn.export` writes it or refuses
-it. Where it is written, tests/hardware/test_targets.py compares every spike with Lava's.
+Each cell is tried: tests/hardware/targets.py has a network for every row, and `marsnn.export` writes it or
+refuses it. Where it is written, tests/hardware/test_targets.py compares every spike with Lava's.
 """
 
 import sys
@@ -16,8 +16,8 @@ from tests.hardware.targets import table  # noqa: E402
 
 MAIN = (
     "ATMN, tau = 1/2", "ATMN, tau = 1", "LIF, reset to zero", "LIF, reset by subtraction",
-    "CubaLIF, reset to zero", "ALIF", "IntegerLIF", "TernaryLIF", "Conv2d", "AvgPool2d", "a skip", "GatedLinear",
-    "RMSNorm", "S4D", "SSDCore",
+    "CubaLIF, reset to zero", "ALIF", "IntegerLIF", "TernaryLIF", "Conv2d", "AvgPool2d", "a skip",
+    "GatedLinear", "RMSNorm", "S4D", "SSDCore",
 )  # fmt: skip
 """Rows that the README shows."""
 

@@ -293,9 +293,7 @@ def generate(
     print(found["told"], file=sys.stderr)
 
 
-def layer_input(
-    folder: Path, layer: int, source: str, samples: int, part: str
-) -> tuple[Any, torch.Tensor]:
+def layer_input(folder: Path, layer: int, source: str, samples: int, part: str) -> tuple[Any, torch.Tensor]:
     """Of the verb `export`: a layer, or its net, as a Network, and what enters it on a text, [L, 1, D]."""
     from marsnn.errors import InputError
     from marsnn.refine.export import block_inputs, block_network, ffn_inputs, ffn_network

@@ -1,5 +1,5 @@
-"""From a trained Network to a chip: `export` writes a bundle, `verify` compares it with Lava, `validate_energy`
-with SANA-FE.
+"""From a trained Network to a chip: `export` writes a bundle, `verify` compares it with Lava,
+`validate_energy` with SANA-FE.
 
 Names load on first use: `verify`, `validate_energy` and `load` need numpy alone, `export` needs torch.
 """

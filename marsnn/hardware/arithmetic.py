@@ -16,7 +16,8 @@ def saturate(x: Ints, largest: int = STATE_MAX) -> tuple[Ints, int]:
 
 def leak(state: Ints, decay: Ints) -> Ints:
     """Multiply by decay / 4096, rounding toward zero."""
-    return np.sign(state) * ((np.abs(state) * decay) >> DECAY_BITS)
+    faded: Ints = (np.abs(state) * decay) >> DECAY_BITS
+    return np.sign(state) * faded
 
 
 def toward_zero(x: Ints, shift: Ints | int) -> Ints:

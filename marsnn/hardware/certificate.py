@@ -3,10 +3,10 @@
 Exact integer arithmetic over the stage's own weights; numpy alone, so that a bundle is certified again
 whenever it is read.
 
-Inside a state space layer the worst case of all inputs and all tokens at once is so far from what happens that
-widths chosen for it would leave a few bits to what does. There numbers are clipped by rule where they are
-stored, to 16 or 24 bits, and clipping is counted and compared; the certificate calls that "limited", and shows
-that nothing can wrap between two such places.
+Inside a state space layer the worst case of all inputs and all tokens at once is so far from what happens
+that widths chosen for it would leave a few bits to what does. There numbers are clipped by rule where they
+are stored, to 16 or 24 bits, and clipping is counted and compared; the certificate calls that "limited", and
+shows that nothing can wrap between two such places.
 """
 
 from __future__ import annotations
@@ -260,8 +260,8 @@ def certify(graph: IntegerGraph) -> dict[str, Any]:
     """The certificate of a graph, JSON-ready; `safe` says whether it holds."""
     rows = [_row(stage, each) for stage, each in zip(graph.stages, all_bounds(graph).values(), strict=True)]
     return {
-        "claim": "no accumulator, membrane or value can overflow 24 bits, whatever arrives; weights are 8 bit "
-        "and inputs as wide as input_max. Stages that are limited clip their states to 24 bits by rule",
+        "claim": "no accumulator, membrane or value can overflow 24 bits, whatever arrives; weights are 8 "
+        "bit and inputs as wide as input_max. Stages that are limited clip their states to 24 bits by rule",
         "safe": all(row["safe"] for row in rows),
         "state_max": STATE_MAX,
         "input_max": graph.input_max,

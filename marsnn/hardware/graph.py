@@ -205,8 +205,8 @@ class _Reader:
             if isinstance(own.map, Dense) and self.graded(term.source):
                 self.refuse(
                     name,
-                    f"takes the graded values of {term.source}, and a chip's weights meet spikes; put a neuron "
-                    "between them",
+                    f"takes the graded values of {term.source}, and a chip's weights meet spikes; put a "
+                    "neuron between them",
                 )
                 return None
             merged = merge(name, own, term)
@@ -230,7 +230,7 @@ class _Reader:
         if neuron.feature_dim < -len(signal.shape):
             self.refuse(name, f"feature_dim = {neuron.feature_dim} of an input {list(signal.shape)}")
             return None
-        of = {"threshold": _wide(neuron, neuron.threshold, signal.shape)}  # type: ignore[arg-type]
+        of: dict[str, Any] = {"threshold": _wide(neuron, neuron.threshold, signal.shape)}  # type: ignore[arg-type]
         settings: dict[str, Any] = {}
         if isinstance(neuron, ATMN):
             kind = "atmn"
@@ -339,10 +339,8 @@ class _Reader:
                 own = each_of(shape) if term.map is None else term.map
                 if sender is not None:
                     size = self.outputs[term.source].shape
-                    folded = own.columns(
-                        np.broadcast_to(worth * _wide(sender, sender.threshold, size), (int(np.prod(size)),)),
-                        size,
-                    )  # type: ignore[arg-type]
+                    threshold = _wide(sender, sender.threshold, size)  # type: ignore[arg-type]
+                    folded = own.columns(worth * threshold, size)
                     if isinstance(folded, str):
                         self.refuse(term.source, folded)
                         folded = own

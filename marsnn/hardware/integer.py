@@ -201,7 +201,7 @@ def count(graph: IntegerGraph, stage: Stage, arrived: Mapping[str, Ints]) -> tup
 
 
 def lif(graph: IntegerGraph, stage: Stage, arrived: Mapping[str, Ints]) -> tuple[Ints, int]:
-    """Spikes [W, T, N] of currents [W, T, N]: LIF, CubaLIF, ALIF, IntegerLIF, TernaryLIF, by their numbers."""
+    """Spikes [W, T, N] of currents [W, T, N]: LIF and its kin, told apart by their numbers."""
     of, signed = stage.arrays, stage.number("signed")
     driven = arrived["in"]
     tokens, steps, neurons = driven.shape
@@ -220,7 +220,8 @@ def lif(graph: IntegerGraph, stage: Stage, arrived: Mapping[str, Ints]) -> tuple
             s = s - levels_reached(stage, -h, adapted)
         spikes[:, t] = s
         v = h - s * of["amplitude"] if stage.reset == "subtract" else np.where(s == 0, h, 0)
-        adapted, clipped = saturate(leak(adapted, of["adaptation_decay"]) + np.abs(s) * of["adaptation"])
+        risen: Ints = leak(adapted, of["adaptation_decay"]) + np.abs(s) * of["adaptation"]
+        adapted, clipped = saturate(risen)
         total += clipped
     return spikes.reshape(tokens, steps, neurons), total
 

@@ -204,8 +204,8 @@ def _kernels(after: Kernel, before: Kernel) -> Kernel | str:
     ]
     # The one that isn't a pool says which channels meet; a pool's weight is one number.
     mixing, pooling = (before, after) if after.pool else (after, before)
-    weight = np.zeros((*mixing.weight.shape[:2], *span))
-    share = pooling.weight.flat[0]
+    weight: Reals = np.zeros((*mixing.weight.shape[:2], *span))
+    share = float(pooling.weight.flat[0])
     for first in product(*map(range, before.weight.shape[2:])):
         for second in product(*map(range, after.weight.shape[2:])):
             place = tuple(
@@ -213,9 +213,7 @@ def _kernels(after: Kernel, before: Kernel) -> Kernel | str:
                 for i, d1, s1, j, d2 in zip(first, b.dilation, b.stride, second, a.dilation, strict=True)
             )
             own = first if mixing is before else second
-            weight[(slice(None), slice(None), *place)] += (
-                share * mixing.weight[(slice(None), slice(None), *own)]
-            )
+            weight[(..., *place)] += share * mixing.weight[(..., *own)]
     conv = Convolution(
         b.source,
         a.target,

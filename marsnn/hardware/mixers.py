@@ -16,10 +16,10 @@ SSD, for each head; channels are values, keys and queries, one behind the other:
 
 `enter(p)` is `p (2^15 - decay) << left >> right` where the layer scales its input, else `p << left >> right`.
 
-Rotary positions are a turn of the state. Attention's keys and queries are turned by their positions, and only the
-difference of two positions is seen; so a state whose pairs (n, n + N / 2) turn by one position's angle a
-token holds the same, and there is no position that could grow without end. With `cosine` of no entries nothing
-turns.
+Rotary positions are a turn of the state. Attention's keys and queries are turned by their positions, and
+only the difference of two positions is seen; so a state whose pairs (n, n + N / 2) turn by one position's
+angle a token holds the same, and there is no position that could grow without end. With `cosine` of no
+entries nothing turns.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     window    T steps a token, each spike an event: the faithful train
     count     one step a layer, one graded event a neuron and token: its payload is what the train adds up to
 
-An ATMN's train is a number: with tau >= 1 a run of equal spikes, with tau = 1/2 the binary digits of a quotient.
-`as_counts` finds, for every neuron, the sums at which the train of the integer model is worth one more; so
-rounding of the leak and all, the numbers are the same. The price is T thresholds a neuron (2^T - 1 for tau = 1/2)
-and events that are multiplied, not accumulated.
+An ATMN's train is a number: with tau >= 1 a run of equal spikes, with tau = 1/2 the binary digits of a
+quotient. `as_counts` finds, for every neuron, the sums at which the train of the integer model is worth one
+more; so rounding of the leak and all, the numbers are the same. The price is T thresholds a neuron (2^T - 1
+for tau = 1/2) and events that are multiplied, not accumulated.
 """
 
 from __future__ import annotations

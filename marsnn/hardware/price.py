@@ -173,7 +173,7 @@ def synapse_counts(synapse: Synapse, signal: Ints, graded: bool) -> LayerCounts:
         bytes_moved=effective + int(np.count_nonzero(signal)) + 3 * tokens * presented * outputs,
     )
     if synapse.form == "each" and graded:
-        if not (synapse.weight == 1).all() or (synapse.right != 0).any():
+        if not (synapse.weight == 1).all() or np.any(synapse.right):
             row.mul, row.add = effective, effective
     elif graded:
         row.mac, row.dense_mac = effective, dense

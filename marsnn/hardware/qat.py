@@ -4,10 +4,10 @@
     ...                                                     train `quantized` as any Network
     marsnn.export(quantized.plain(), sample, "bundle", bits=4)
 
-At every neuron and at the output the floats' result is replaced by that of `marsnn.hardware.integer` on the very
-integers that an export would write: rounded weights, biases, thresholds and leaks, 8-bit inputs, 24-bit states.
-Gradients pass as if nothing had been replaced (a straight-through estimator; Bengio, Leonard, Courville 2013, arXiv
-1308.3432), through the surrogates of the float neurons on the integers' spikes.
+At every neuron and at the output the floats' result is replaced by that of `marsnn.hardware.integer` on the
+very integers that an export would write: rounded weights, biases, thresholds and leaks, 8-bit inputs, 24-bit
+states. Gradients pass as if nothing had been replaced (a straight-through estimator; Bengio, Leonard,
+Courville 2013, arXiv 1308.3432), through the surrogates of the float neurons on the integers' spikes.
 """
 
 from __future__ import annotations
@@ -95,11 +95,9 @@ class QuantizedNetwork(Network):
         self._sent = {}
         last = found.graph.last.name
         if last in done.values:
-            exact = done.values[last] * found.units[last]
-            exact = torch.from_numpy(exact).to(output).reshape(x.shape[1], x.shape[0], *output.shape[2:])
-            output = exact.transpose(0, 1) + (
-                output - output.detach()
-            )  # the floats' gradient, and nothing else
+            exact = torch.from_numpy(done.values[last] * found.units[last]).to(output)
+            exact = exact.reshape(x.shape[1], x.shape[0], *output.shape[2:]).transpose(0, 1)
+            output = exact + (output - output.detach())  # the floats' gradient, and nothing else
         return output, state
 
     def _as_train(self, spikes: NDArray[np.int8], x: Tensor) -> Tensor:

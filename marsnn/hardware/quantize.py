@@ -40,6 +40,7 @@ from marsnn.hardware.stages import (
     TURN_MAX,
     UNITY,
     WIDE_INPUT_MAX,
+    Form,
     IntegerGraph,
     IntegerRun,
     Ints,
@@ -48,7 +49,7 @@ from marsnn.hardware.stages import (
 )
 
 COARSE = 3
-"""Bits that a channel's largest weight may lose to its worst case before it is too coarse: of 8, 5 are left."""
+"""Bits that a channel's largest weight may lose to its worst case: of 8, 5 are left."""
 
 MAX_SHIFT = 8
 """Extra low bits for the membrane: the leak of tau = 2 and of LIF rounds in them instead of in the code."""
@@ -173,8 +174,8 @@ class _Chooser:
             knobs = "steps" if KINDS[real.kind].takes == "token" else "tokens a sample, or a smaller beta"
             width = self.narrow.name if self.narrow else "24 bits"
             self.refusals.append(
-                f"{real.name}: the worst case of {fit.coarse} of its channels fits {width} only with weights of "
-                f"fewer than {self.bits - COARSE} bits; use fewer inputs or {knobs}"
+                f"{real.name}: the worst case of {fit.coarse} of its channels fits {width} only with weights "
+                f"of fewer than {self.bits - COARSE} bits; use fewer inputs or {knobs}"
             )
         stage = self.with_scale(real, "in", fit.scale, fit.shift)
         if real.kind != "norm":
@@ -191,8 +192,8 @@ class _Chooser:
         fit = self.fitted(alone, port, low_bits)
         if fit.coarse:
             self.refusals.append(
-                f"{real.name}: the worst case of {fit.coarse} of its channels ({port}) fits 24 bits only with "
-                f"weights of fewer than {self.bits - COARSE} bits; use fewer inputs or steps"
+                f"{real.name}: the worst case of {fit.coarse} of its channels ({port}) fits 24 bits only "
+                f"with weights of fewer than {self.bits - COARSE} bits; use fewer inputs or steps"
             )
         return self.with_scale(alone, port, fit.scale, fit.shift), fit.unit
 
@@ -211,7 +212,9 @@ class _Chooser:
                 stage = self.with_scale(real, port, scale, shift)
                 found = bounds(self.graph, stage, self.largest)
                 over = excess(stage, found)[port]
-                if real.kind == "norm":  # its squares, and the epsilon that is added to them, have a width too
+                if (
+                    real.kind == "norm"
+                ):  # its squares, and the epsilon that is added to them, have a width too
                     epsilon = real.of["epsilon"] / float(scale[0] / 2.0**shift) ** 2
                     over = np.maximum(over, max(found.between / WIDEST, epsilon / LARGEST_EPSILON) ** 0.5)
                 if self.narrow:
@@ -304,22 +307,22 @@ class _Chooser:
         per_row = scale * gain * 2.0**above
         if isinstance(folded, Dense):
             codes = folded.weight / per_row[:, None]
-            form, conv = "dense", None
+            form: Form = "dense"
+            conv = None
         else:
             by_channel = per_row.reshape(len(folded.weight), -1)[:, 0]
             codes = folded.weight / by_channel.reshape(-1, *[1] * (folded.weight.ndim - 1))
             form, conv = "conv", folded.conv
-        codes = np.clip(np.round(codes), -self.weight_max, self.weight_max).astype(np.int64)
+        weight = np.clip(np.round(codes), -self.weight_max, self.weight_max).astype(np.int64)
         return Synapse(
             synapse.name,
             synapse.source,
             synapse.port,
             form,
             synapse.arrival,
-            codes,
+            weight,
             shift + above,
-            None,
-            conv,  # type: ignore[arg-type]
+            conv=conv,
         )
 
     def with_scale(self, real: RealStage, port: str, scale: Reals, shift: int) -> Stage:
@@ -348,7 +351,7 @@ class _Chooser:
         growth = 2 ** (self.real.steps - 1) if real.of.get("tau", 1.0) < 1 else 1
         if real.kind == "lif":
             growth = self.lasting(real)
-        # How far the bias alone is from a change: below the firing level, or above it with all T spikes given.
+        # How far the bias alone is from a change: below the firing level, or above it with all T spikes.
         threshold = real.of["threshold"]
         level, bias = real.of["fire_at"] * threshold, np.abs(real.bias[port])
         away = np.where(bias < level, level - bias, bias - level - 2**self.real.steps * threshold)
@@ -359,7 +362,7 @@ class _Chooser:
         return self.real.steps * (self.graph.tokens_per_sample if real.carry == "sequence" else 1)
 
     def coarse(self, real: RealStage, port: str, scale: Reals) -> NDArray[np.bool_]:
-        """Channels [N] that lost more than `COARSE` bits, and whose rounding shows against their threshold."""
+        """Channels [N] that lost more than `COARSE` bits, and whose rounding shows at their threshold."""
         largest, error = np.zeros(len(scale)), np.zeros(len(scale))
         for synapse in real.synapses:
             if synapse.port != port or isinstance(synapse.map, Each):
@@ -367,7 +370,7 @@ class _Chooser:
             folded, above = self.folded(synapse), self.alignment(real, synapse)
             step = scale * self.gain(synapse) * 2.0**above
             largest = np.maximum(largest, _rows(folded, np.maximum.reduce) / step)
-            # Rounding errors are uniform and independent: the sum over n weights has sqrt(n / 12) of one step.
+            # Rounding errors are uniform and independent: n weights have sqrt(n / 12) of one step.
             arriving = ARRIVING[synapse.arrival](self.real.steps) / self.gain(synapse)
             arriving = arriving * float(self.largest[synapse.source].max(initial=1))
             error += (
@@ -399,8 +402,8 @@ class _Chooser:
         products = of_g * of_u / SHARE_MAX * 2.0**shift
         level = np.clip(np.round(real.of["level"] / products), 0, STATE_MAX).astype(np.int64)
         arrays = {
-            "multiplier": multiplier, "argument_shift": argument_shift, "product_shift": shift, "level": level,
-            "table": share_table(real.of["activation"]),
+            "multiplier": multiplier, "argument_shift": argument_shift, "product_shift": shift, "level":
+            level, "table": share_table(real.of["activation"]),
         }  # fmt: skip
         return _joined(real, parts, arrays), products
 

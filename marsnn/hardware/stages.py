@@ -192,7 +192,7 @@ KINDS: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Convolution:
-    """Of a synapse whose weights are a kernel [C, C_in / groups, *K]: how it moves over its sender's image."""
+    """Of a synapse whose weights are a kernel [C, C_in / groups, *K]: how it moves over an image."""
 
     source: tuple[int, ...]  # [C_in, *image]
     target: tuple[int, ...]  # [C, *image]

@@ -1,11 +1,11 @@
 """From a refined model to a chip, one layer or one spiking feed-forward net at a time.
 
-    network = block_network(model, layer=3)          norm, state space layer, norm, feed-forward net, residuals
-    sample = block_inputs(model, 3, tokens)
+    network = block_network(model, layer=3)          norm, state space layer, norm, feed-forward net,
+    residuals sample = block_inputs(model, 3, tokens)
     bundle = marsnn.export(network, sample, "bundle")
 
-`ffn_network` and `ffn_inputs` are the feed-forward net alone. What has no exact form as a `Network` is refused,
-with what to do instead.
+`ffn_network` and `ffn_inputs` are the feed-forward net alone. What has no exact form as a `Network` is
+refused, with what to do instead.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def block_network(model: MarForCausalLM, layer: int) -> Network:
         input_norm -> mixer_in -> in_proj -> core -> mixer_out -> o_proj -> + x
         ffn_norm -> ffn_in -> gated -> ffn_out -> down_proj -> + both
 
-    Equal to `model.model.layers[layer]` within rounding. `in_proj` is all of the mixer's input projections side by
-    side; keys and values that heads share are repeated in it.
+    Equal to `model.model.layers[layer]` within rounding. `in_proj` is all of the mixer's input projections
+    side by side; keys and values that heads share are repeated in it.
 
     Args:
         model: with spikes at all four sites; dense, or sparse by "threshold" or "mask".
@@ -149,10 +149,11 @@ def _in_proj(mixer: MarMixer) -> nn.Linear:
     """Gate, values, keys, queries and forgetting as one map, in the order that an `SSDCore` takes them."""
     parts = [] if mixer.z_proj is None else [(mixer.z_proj, False)]
     parts += [(mixer.v_proj, True), (mixer.k_proj, True), (mixer.q_proj, False), (mixer.a_proj, False)]
-    weights, biases = [], []
+    weights: list[Tensor] = []
+    biases: list[Tensor] = []
     for part, shared in parts:
-        weight = weight_of(part)
-        bias = weight.new_zeros(len(weight)) if part.bias is None else part.bias
+        weight: Tensor = weight_of(part)
+        bias: Tensor = weight.new_zeros(len(weight)) if part.bias is None else part.bias
         if shared:  # each head has its own copy of what it shares with others
             weight = mixer._shared(weight.t()).t()
             bias = mixer._shared(bias)
@@ -186,6 +187,7 @@ def _norm(source: nn.Module) -> nn.Module:
     with torch.no_grad():
         made.weight.copy_(source.weight)  # type: ignore[arg-type]
     return made
+
 
 def _mlp(model: MarForCausalLM, layer: int) -> MarMLP:
     layers = layers_of(model)

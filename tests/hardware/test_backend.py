@@ -46,7 +46,9 @@ def bundle(tmp_path_factory):
 
 
 def started(command, **variables):
-    clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MARSNN_LOIHI"))}
+    clean = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "MARSNN_LOIHI"))
+    }
     return subprocess.run(command, capture_output=True, text=True, env={**clean, **variables}, timeout=120)
 
 
@@ -59,7 +61,8 @@ def test_without_a_board_it_says_what_is_missing(bundle, lava_python):
     assert "set it to the address of the board's host" in lines[1]
     assert "MARSNN_LOIHI_HOST" in lines[1]
     found = started(
-        [lava_python, "-B", RUNTIME / "run.py", bundle.path, "--backend", "loihi2"], MARSNN_LOIHI_HOST="10.0.0.1"
+        [lava_python, "-B", RUNTIME / "run.py", bundle.path, "--backend", "loihi2"],
+        MARSNN_LOIHI_HOST="10.0.0.1",
     )
     assert found.returncode == 2
     assert len(found.stderr.strip().splitlines()) == 1

@@ -78,7 +78,9 @@ def test_forward_is_the_exported_integers(name, bits, tmp_path):
 def _followers(network):
     """Neurons and the layer behind each, where that is no neuron."""
     pairs = pairwise(network.layers)
-    return [(name, after) for name, after in pairs if name in network.neurons and after not in network.neurons]
+    return [
+        (name, after) for name, after in pairs if name in network.neurons and after not in network.neurons
+    ]
 
 
 def test_gradients_are_those_of_the_floats_on_the_integers_spikes():

@@ -1,9 +1,9 @@
 """The window schedule: what every population shares, whatever it computes.
 
-A token is a window of T steps. A population opens at step `open_at + w T` for token w: it takes its sums, or its
-first current, then. A synapse delivers one step after the spike. So a population that sums a whole train opens T
-steps after its sender, one that takes each step's current, or a value, opens one step after it; the input of
-token w is sent at step 1 + w T. What arrives before the slowest sender waits in a delay line.
+A token is a window of T steps. A population opens at step `open_at + w T` for token w: it takes its sums, or
+its first current, then. A synapse delivers one step after the spike. So a population that sums a whole train
+opens T steps after its sender, one that takes each step's current, or a value, opens one step after it; the
+input of token w is sent at step 1 + w T. What arrives before the slowest sender waits in a delay line.
 """
 
 import numpy as np

@@ -147,8 +147,8 @@ class PyEachFloat(FloatWire, PyEachFixed):
 class Accumulator(Wire):
     """What a synapse brings, as the population behind it takes it.
 
-    Where that takes a token's sum, it is summed here by the arrival's rule and handed on when the window opens.
-    Where it takes each step's current, that is weighed here by the step's own power of two.
+    Where that takes a token's sum, it is summed here by the arrival's rule and handed on when the window
+    opens. Where it takes each step's current, that is weighed here by the step's own power of two.
     """
 
 

@@ -16,13 +16,13 @@ def saturate(x: Ints, largest: int = STATE_MAX) -> tuple[Ints, int]:
 
 def leak(state: Ints, decay: Ints) -> Ints:
     """Multiply by decay / 4096, rounding toward zero."""
-    faded: Ints = (np.abs(state) * decay) >> DECAY_BITS
-    return np.sign(state) * faded
+    return toward_zero(state * decay, DECAY_BITS)
 
 
 def toward_zero(x: Ints, shift: Ints | int) -> Ints:
     """Shift right, rounding toward zero."""
-    return np.sign(x) * (np.abs(x) >> shift)
+    found: Ints = np.abs(x) >> np.asarray(shift)
+    return np.sign(x) * found
 
 
 def ratio(x: Ints, by: Ints | int) -> Ints:

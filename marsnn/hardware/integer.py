@@ -220,8 +220,8 @@ def lif(graph: IntegerGraph, stage: Stage, arrived: Mapping[str, Ints]) -> tuple
             s = s - levels_reached(stage, -h, adapted)
         spikes[:, t] = s
         v = h - s * of["amplitude"] if stage.reset == "subtract" else np.where(s == 0, h, 0)
-        risen: Ints = leak(adapted, of["adaptation_decay"]) + np.abs(s) * of["adaptation"]
-        adapted, clipped = saturate(risen)
+        raised: Ints = np.abs(s) * of["adaptation"]
+        adapted, clipped = saturate(leak(adapted, of["adaptation_decay"]) + raised)
         total += clipped
     return spikes.reshape(tokens, steps, neurons), total
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -208,12 +209,12 @@ def _kernels(after: Kernel, before: Kernel) -> Kernel | str:
     share = float(pooling.weight.flat[0])
     for first in product(*map(range, before.weight.shape[2:])):
         for second in product(*map(range, after.weight.shape[2:])):
-            place = tuple(
+            place: Any = (..., *(
                 i * d1 + s1 * j * d2
                 for i, d1, s1, j, d2 in zip(first, b.dilation, b.stride, second, a.dilation, strict=True)
-            )
-            own = first if mixing is before else second
-            weight[(..., *place)] += share * mixing.weight[(..., *own)]
+            ))  # fmt: skip
+            own: Any = (..., *(first if mixing is before else second))
+            weight[place] += share * mixing.weight[own]
     conv = Convolution(
         b.source,
         a.target,

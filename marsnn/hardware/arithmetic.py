@@ -21,8 +21,7 @@ def leak(state: Ints, decay: Ints) -> Ints:
 
 def toward_zero(x: Ints, shift: Ints | int) -> Ints:
     """Shift right, rounding toward zero."""
-    found: Ints = np.abs(x) >> np.asarray(shift)
-    return np.sign(x) * found
+    return np.where(x < 0, -(-x >> shift), x >> shift)
 
 
 def ratio(x: Ints, by: Ints | int) -> Ints:

@@ -21,12 +21,12 @@ def leak(state: Ints, decay: Ints) -> Ints:
 
 def toward_zero(x: Ints, shift: Ints | int) -> Ints:
     """Shift right, rounding toward zero."""
-    return np.where(x < 0, -(-x >> shift), x >> shift)
+    return np.sign(x) * (np.abs(x) >> shift)
 
 
 def ratio(x: Ints, by: Ints | int) -> Ints:
     """A quotient by a positive number, rounded toward zero."""
-    return np.sign(x) * (np.abs(x) // by)
+    return np.sign(x) * np.asarray(np.abs(x) // by, dtype=np.int64)
 
 
 def root(x: Ints) -> Ints:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -47,6 +48,7 @@ class Target(StrEnum):
     """What a network is written for."""
 
     lava = "lava"
+    netx = "netx"
     nir = "nir"
 
 
@@ -54,7 +56,8 @@ class Mode(StrEnum):
     """How trains travel."""
 
     window = "window"
-    count = "count"
+    counts = "count"
+    stock_lif = "stock-lif"
 
 
 class Part(StrEnum):
@@ -66,7 +69,7 @@ class Part(StrEnum):
 
 
 class Simulator(StrEnum):
-    """Who repeats a bundle."""
+    """Who repeats an export."""
 
     lava = "lava"
     integer = "integer"
@@ -231,12 +234,15 @@ def export(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="the bundle's folder; an older bundle is replaced")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="the bundle's folder, or the file of netx, nir and stock-lif; an older one is replaced",
+        ),
     ],
     samples: Samples = 0,
-    layer: Annotated[
-        int | None, typer.Option(help="of a refined model: the layer that is exported")
-    ] = None,
+    layer: Annotated[int | None, typer.Option(help="of a refined model: the layer that is exported")] = None,
     part: Annotated[
         Part,
         typer.Option(
@@ -244,11 +250,17 @@ def export(
             "the block where it is one"
         ),
     ] = Part.auto,
-    target: Annotated[Target, typer.Option(help="lava: a bundle; nir: a file for other frameworks")] = Target.lava,
+    target: Annotated[
+        Target,
+        typer.Option(
+            help="lava: a bundle; netx: LIF networks as a file of lava-dl; nir: a file for other frameworks"
+        ),
+    ] = Target.lava,
     mode: Annotated[
         Mode,
         typer.Option(
-            help="of lava. window: the faithful train of T steps a token; count: one graded event a token"
+            help="of lava. window: the faithful train of T steps a token; count: one graded event a token; "
+            "stock-lif: the counts from stock Lava's LIFs, as a netx file, for small networks"
         ),
     ] = Mode.window,
     allow: Annotated[
@@ -257,8 +269,9 @@ def export(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Write a bundle that Lava's simulator runs."""
+    """Write a network that Lava's simulator runs, or another framework reads."""
     from marsnn.cli.inputs import load_input, seeded
+    from marsnn.hardware import Bundle, NetxExport, price_of
     from marsnn.hardware.exporter import export as write
 
     seeded(seed)
@@ -268,35 +281,59 @@ def export(
         net, x = layer_input(network, layer, source, samples, part.value)
     else:
         net, x = load_input(network, source, samples)
-    bundle = write(net, x, out, target=target.value, mode=mode.value, allow=allow or ())
-    if isinstance(bundle, Path):
-        return print_json({"file": str(bundle)}) if as_json else print(f"file: {bundle}")
-    drift = bundle.report("drift")
+    if mode is Mode.stock_lif and target is Target.lava and not as_json:
+        from marsnn.hardware.stock_graph import extract_stock, stock_sizes
+
+        sizes = stock_sizes(extract_stock(net, tuple(x.shape[2:])))
+        neurons, synapses = sum(row[1] for row in sizes), sum(row[2] for row in sizes)
+        print(f"takes {neurons:,} LIFs and {synapses:,} synapses of stock Lava, zeros included", flush=True)
+    written = write(net, x, out, target=target.value, mode=mode.value, allow=allow or ())
+    if isinstance(written, Path):
+        return print_json({"file": str(written)}) if as_json else print(f"file: {written}")
+    if isinstance(written, NetxExport):
+        layers = [asdict(report) for report in written.reports]
+        if as_json:
+            return print_json({"file": str(written.path), "tokens": len(written.inputs), "layers": layers})
+        print(f"file: {written.path} ({len(written.inputs)} golden tokens, T = {net.steps})")
+        return print(f"{written.text()}\nnext:  marsnn verify {written.path}")
+    kind = "bundle" if isinstance(written, Bundle) else "file"
+    drift = written.report("drift") if isinstance(written, Bundle) else written.header["drift"]
+    price = price_of(written)
     if as_json:
-        return print_json({"bundle": str(bundle.path), "tokens": len(bundle.inputs), "drift": drift})
-    print(f"bundle: {bundle.path} ({len(bundle.inputs)} golden tokens, T = {net.steps})")
+        result = {
+            kind: str(written.path),
+            "tokens": len(written.inputs),
+            "price": price.to_dict(),
+            "drift": drift,
+        }
+        return print_json(result)
+    print(f"{kind}: {written.path} ({len(written.inputs)} golden tokens, T = {net.steps})")
+    print(price.text())
     print("drift of the integers from the float network (not parity), share of spike slots that differ:")
     for row in drift["layers"]:
         alone, all_before = row["teacher_forced"], row["end_to_end"]
         print(
             f"  {row['name']:<12} {alone:.4%} by its own rounding, {all_before:.4%} with the layers before it"
         )
-    print(f"next:  marsnn verify {bundle.path}")
+    print(f"next:  marsnn verify {written.path}")
 
 
 @app.command(epilog="Example:  marsnn verify marsnn-demo/bundle")
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="the bundle's folder", metavar="BUNDLE")],
+    bundle: Annotated[Path, typer.Argument(help="the bundle's folder, or a netx file", metavar="BUNDLE")],
     simulator: Annotated[
         Simulator, typer.Option(help="lava: Lava's CPU simulator; integer: only repeat the integer model")
     ] = Simulator.lava,
     seed: Annotated[int, typer.Option(help="accepted for uniformity: nothing here is random")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Compare every spike of a bundle with Lava's."""
-    from marsnn.hardware.lava import verify as compare
+    """Compare every spike of a bundle, or of a netx file, with Lava's."""
+    from marsnn.hardware import lava, verify_netx
 
-    verification = compare(bundle, simulator.value)
+    if bundle.is_file():
+        verification = verify_netx(bundle, simulator=simulator.value)
+    else:
+        verification = lava.verify(bundle, simulator.value)
     if as_json:
         print_json(verification.to_dict())
     else:

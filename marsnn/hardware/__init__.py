@@ -17,22 +17,29 @@ if TYPE_CHECKING:
     from marsnn.hardware.netx_lava import verify_netx
     from marsnn.hardware.netx_network import network_of
     from marsnn.hardware.nir import read_nir, to_nir, write_nir
+    from marsnn.hardware.price import ModePrice
+    from marsnn.hardware.pricing import price_of
     from marsnn.hardware.qat import QuantizedNetwork
     from marsnn.hardware.sanafe import EnergyValidation, validate_energy
+    from marsnn.hardware.stock_file import StockNet, read_stock
 
 _HOMES = {
     "Bundle": "bundle",
     "EnergyValidation": "sanafe",
     "LoihiModel": "loihi",
+    "ModePrice": "price",
     "NetxExport": "netx",
     "QuantizedNetwork": "qat",
+    "StockNet": "stock_file",
     "Verification": "lava",
     "export": "exporter",
     "find_python": "lava",
     "load": "bundle",
     "network_of": "netx_network",
+    "price_of": "pricing",
     "read_netx": "netx_file",
     "read_nir": "nir",
+    "read_stock": "stock_file",
     "to_nir": "nir",
     "validate_energy": "sanafe",
     "verify": "lava",
@@ -45,15 +52,19 @@ __all__ = [
     "Bundle",
     "EnergyValidation",
     "LoihiModel",
+    "ModePrice",
     "NetxExport",
     "QuantizedNetwork",
+    "StockNet",
     "Verification",
     "export",
     "find_python",
     "load",
     "network_of",
+    "price_of",
     "read_netx",
     "read_nir",
+    "read_stock",
     "to_nir",
     "validate_energy",
     "verify",

@@ -1,10 +1,10 @@
-"""export: a trained Network to a bundle that a chip's simulator runs, with its proof and its price; or to NIR."""
+"""export: a trained Network for a chip's simulator, with its proof and price, or for another framework."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from torch import Tensor
 import marsnn
 from marsnn.checks import finite
 from marsnn.energy.report import EnergyReport
-from marsnn.errors import InputError, ShapeError
+from marsnn.errors import ExportError, InputError, ShapeError
 from marsnn.files import PathLike
 from marsnn.hardware import bundle as bundles
 from marsnn.hardware import integer, place
@@ -21,43 +21,80 @@ from marsnn.hardware.bundle import Bundle
 from marsnn.hardware.certificate import certify
 from marsnn.hardware.graph import extract
 from marsnn.hardware.modes import as_counts
-from marsnn.hardware.price import counts_of
+from marsnn.hardware.netx import NetxExport, write_netx
+from marsnn.hardware.netx_file import h5py_module
+from marsnn.hardware.price import counts_of, price_of_run
 from marsnn.hardware.qat import QuantizedNetwork, in_order
 from marsnn.hardware.quantize import Quantized, quantize
 from marsnn.hardware.stages import INPUT
+from marsnn.hardware.stock_file import StockNet, write_stock
+from marsnn.hardware.stock_graph import extract_stock, quantize_stock
 from marsnn.network import Network
 from marsnn.record import Recording
 from marsnn.simulator import simulate
 
-TARGETS = ("lava", "nir")
-MODES = ("window", "count")
+TARGETS = ("lava", "netx", "nir")
+MODES = ("window", "count", "stock-lif")
+
+
+@overload
+def export(
+    network: Network,
+    sample: Tensor,
+    path: PathLike,
+    target: Literal["lava"] = ...,
+    mode: Literal["window", "count"] = ...,
+    allow: Sequence[str] = ...,
+    bits: int = ...,
+) -> Bundle: ...
+@overload
+def export(
+    network: Network, sample: Tensor, path: PathLike, *, mode: Literal["stock-lif"], bits: int = ...
+) -> StockNet: ...
+@overload
+def export(network: Network, sample: Tensor, path: PathLike, target: Literal["netx"]) -> NetxExport: ...
+@overload
+def export(
+    network: Network, sample: Tensor, path: PathLike, target: Literal["nir"], *, allow: Sequence[str] = ...
+) -> Path: ...
+@overload
+def export(
+    network: Network,
+    sample: Tensor,
+    path: PathLike,
+    target: str,
+    mode: str,
+    allow: Sequence[str] = ...,
+    bits: int = ...,
+) -> Bundle | StockNet | NetxExport | Path: ...
 
 
 def export(
     network: Network,
     sample: Tensor,
     path: PathLike,
-    target: Literal["lava", "nir"] = "lava",
-    mode: Literal["window", "count"] = "window",
+    target: str = "lava",
+    mode: str = "window",
     allow: Sequence[str] = (),
     bits: int = 8,
-) -> Bundle | Path:
+) -> Bundle | StockNet | NetxExport | Path:
     """Write a network for a chip's simulator, or for another framework.
 
     Args:
-        network: what has an exact form in the target, see `docs/lava.md` and `docs/nir.md`; skips included.
+        network: what has an exact form in the target, see `docs/lava.md`, `docs/netx.md` and `docs/nir.md`.
         sample: x [L, B, *D], representative inputs. They set the scales and become the golden run.
-        path: the bundle's folder, replaced if it is a bundle already; of "nir" the file.
-        target: "lava", a bundle that Lava's simulator runs spike for spike; or "nir", a file in the Neuromorphic
-            Intermediate Representation.
-        mode: of "lava". "window" is the faithful train of T steps a token, "count" one graded event in the place
-            of each train, see `marsnn.hardware.modes`.
-        bits: of "lava": of a weight with its sign, 4 to 8; see `marsnn.hardware.QuantizedNetwork` for training
-            with it.
+        path: the bundle's folder, replaced if it is a bundle already; the file of "netx", "stock-lif", "nir".
+        target: "lava", what Lava's simulator runs spike for spike; "netx", LIF networks as lava-dl's HDF5; or
+            "nir", a file in the Neuromorphic Intermediate Representation.
+        mode: of "lava". "window" is the faithful train of T steps a token; "count" one graded event in the
+            place of each train, see `marsnn.hardware.modes`; "stock-lif" the same counts from pairs of stock
+            Lava's LIFs, in a netx file, for small networks, see `marsnn.hardware.stock`.
+        bits: of "lava": of a weight with its sign, 4 to 8; `marsnn.hardware.QuantizedNetwork` trains with it.
         allow: of "nir", changes of meaning that are accepted by name, see `marsnn.hardware.nir`.
 
     Returns:
-        The bundle as written, which `marsnn.verify(path)` compares with Lava; of "nir" the file's path.
+        What was written: a Bundle, which `marsnn.verify(path)` compares with Lava; a StockNet of "stock-lif"
+        and a NetxExport of "netx", whose files `verify_netx(path)` compares; of "nir" the file's path.
 
     Raises:
         ExportError: with every part of the network that has no exact image.
@@ -74,20 +111,53 @@ def export(
         shape = list(sample.shape) if isinstance(sample, Tensor) else type(sample).__name__
         raise ShapeError(f"expected a sample x [L, B, *D], got {shape}")
     finite("sample", sample)
+    if target != "lava" and mode != "window":
+        raise InputError(f'target "{target}" has no mode {mode!r}; leave it out')
+    if target != "lava" and bits != 8:
+        raise InputError(f'target "{target}" takes no bits; leave them out')
     if target == "nir":
-        if mode != "window":
-            raise InputError(f'target "nir" has no mode {mode!r}; leave it out')
         from marsnn.hardware import nir
 
         return nir.write_nir(network, sample, path, allow=tuple(allow))
     if allow:
         raise InputError('allow is of target "nir": a bundle changes nothing that could be allowed')
+    if isinstance(network, QuantizedNetwork):
+        network = network.plain()
+    if target == "netx":
+        shape = list(sample.shape[2:])
+        if len(shape) not in (1, 3):
+            raise ExportError(
+                [f"{network.names[0]}: takes tokens {shape}; netx holds vectors and images (C, H, W)"]
+            )
+        return write_netx(network, sample, path)
+    if mode == "stock-lif":
+        return _stock(network, sample, path, bits)
     return _bundle(network, sample, path, mode, bits)
 
 
+def _stock(network: Network, sample: Tensor, path: PathLike, bits: int) -> StockNet:
+    h5py_module()  # before the work
+    floats = simulate(network, sample, record=("spikes",))
+    graph = extract_stock(network, tuple(sample.shape[2:]))
+    reals = in_order(sample.detach().cpu().double().numpy())
+    reals = reals.reshape(len(reals), -1)
+
+    def distance(quantized: Quantized) -> float:
+        return sum(row["end_to_end"] for row in drift(floats, reals, quantized)["layers"])
+
+    quantized, lifs = quantize_stock(graph, reals, len(sample), bits, distance)
+    header = {
+        "marsnn": marsnn.__version__,
+        "micro_steps": network.steps,
+        "bits": bits,
+        "input_scale": float(quantized.input_scale),
+        "units": {name: unit.tolist() for name, unit in quantized.units.items()},
+        "drift": drift(floats, reals, quantized),
+    }
+    return write_stock(path, lifs, quantized.inputs, header)
+
+
 def _bundle(network: Network, sample: Tensor, path: PathLike, mode: str, bits: int) -> Bundle:
-    if isinstance(network, QuantizedNetwork):
-        network = network.plain()
     floats = simulate(network, sample, record=("spikes",))  # its checks name the layer, so it comes first
     graph = extract(network, tuple(sample.shape[2:]))
     reals = in_order(sample.detach().cpu().double().numpy())
@@ -120,6 +190,7 @@ def _bundle(network: Network, sample: Tensor, path: PathLike, mode: str, bits: i
             "drift": told,
             "counts": counts.to_dict(),
             "energy": report.to_dict(),
+            "price": price_of_run(integers, inputs, golden, mode).to_dict(),
             "placement": placed.to_dict(),
         },
     )

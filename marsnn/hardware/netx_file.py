@@ -18,7 +18,8 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,13 @@ def write_model(
     inputs: NDArray[np.integer] | None = None,
     golden: LoihiRun | None = None,
     header: dict[str, Any] | None = None,
+    arrays: Mapping[str, NDArray[np.integer]] | None = None,
 ) -> Path:
-    """Write a model, with a golden run and more JSON for the header if there is one; replaces the file."""
+    """Write a model, with a golden run, more JSON for the header and integers beside it; replaces the file.
+
+    Args:
+        arrays: name, in the group marsnn -> integers; `read_arrays` reads them.
+    """
     h5py = h5py_module()
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
@@ -92,6 +98,8 @@ def write_model(
             _packed(group, "inputs", inputs.astype(np.int8))
             for index, spikes in enumerate(golden.spikes.values()):
                 _packed(group, f"spikes/{index}", spikes.astype(np.uint8))
+        for name, array in (arrays or {}).items():
+            _packed(group, name, array)
     return write_bytes(path, buffer.getvalue())
 
 
@@ -217,13 +225,34 @@ class _Tree:
 
 def read_file(path: PathLike) -> tuple[LoihiModel, dict[str, Any], NDArray[np.int64] | None, LoihiRun | None]:
     """As `read_netx`; and the header, golden inputs [W, *D] and golden run, if marsnn wrote the file."""
+    with _opened(path) as tree:
+        return _read(tree)
+
+
+def read_arrays(path: PathLike, wanted: Mapping[str, tuple[int, int, int]]) -> dict[str, NDArray[np.int64]]:
+    """Integers beside a model, by their name in the group marsnn.
+
+    Args:
+        wanted: name -> its number of axes, its least and its largest value.
+
+    Raises:
+        FileError: one is missing, or other than that.
+    """
+    with _opened(path) as tree:
+        group = tree.sub("marsnn")
+        return {name: group.array(name, (axes,), low, high) for name, (axes, low, high) in wanted.items()}
+
+
+@contextmanager
+def _opened(path: PathLike) -> Iterator[_Tree]:
+    """An open file; whatever is wrong with it becomes one line."""
     h5py = h5py_module()
     path = Path(path)
     if not path.is_file():
         raise FileError(f"{path}: no such file")
     try:
         with h5py.File(path, "r") as file:
-            return _read(_Tree(str(path), file))
+            yield _Tree(str(path), file)
     except FileError:
         raise
     except InputError as error:

@@ -1,6 +1,14 @@
-"""What an integer run costs: operations counted from its own spikes, not from the float network's."""
+"""What an integer run costs: operations counted from its own spikes, not from the float network's.
+
+`counts_of` counts them layer by layer, `price_of_run` says in one line what a mode asks for: time, places on
+the chip, and what a token does there.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +18,104 @@ from marsnn.hardware.integer import reach
 from marsnn.hardware.stages import INPUT, IntegerGraph, IntegerRun, Ints, Stage, Synapse, schedule
 
 
+@dataclass(frozen=True)
+class ModePrice:
+    """What a network asks for in one mode.
+
+    Attributes:
+        mode: "window", "count" or "stock-lif".
+        steps_per_token: the chip takes in a token every so many steps.
+        latency_steps: from the step at which a token is sent to that of the last answer to it.
+        neurons: units with a state or a sum of their own, a readout's on the chip included.
+        synapses: connections whose weight is not zero; convolutions written out.
+        events_per_token: inputs other than zero, spikes and graded values other than zero that are sent on.
+        ac_per_token: accumulates: a weight meets a spike of one level.
+        mac_per_token: multiply-accumulates: a weight meets a graded input or a graded event.
+        mul_per_token, add_per_token: outside of synapses; comparing a sum with a level is one addition.
+    """
+
+    mode: str
+    steps_per_token: int
+    latency_steps: int
+    neurons: int
+    synapses: int
+    events_per_token: float
+    ac_per_token: float
+    mac_per_token: float
+    mul_per_token: float
+    add_per_token: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """One line for people."""
+        steps = "1 step" if self.steps_per_token == 1 else f"{self.steps_per_token} steps"
+        return (
+            f"{self.mode}: {steps} a token, answers after {self.latency_steps}; {self.neurons:,} neurons, "
+            f"{self.synapses:,} synapses; a token costs {self.events_per_token:,.1f} events, "
+            f"{self.ac_per_token:,.1f} accumulates, {self.mac_per_token:,.1f} multiply-accumulates, "
+            f"{self.mul_per_token:,.1f} multiplications and {self.add_per_token:,.1f} additions elsewhere"
+        )
+
+
+def price_of_run(graph: IntegerGraph, inputs: NDArray[np.int64], run: IntegerRun, mode: str) -> ModePrice:
+    """The price of a run of W tokens of a bundle's graph; of LIFs, see `StockNet.price`."""
+    last = graph.last
+    answered = schedule(graph).opens[last.name] + (graph.steps - 1 if last.sends == "train" else 0)
+    sent = [
+        inputs,
+        *(run.of(stage.name) for stage in graph.stages if stage is not last or last.kind != "sum"),
+    ]
+    return priced(
+        mode,
+        counts_of(graph, inputs, run),
+        sent,
+        steps=graph.steps,
+        latency=answered - 1,
+        neurons=sum(stage.neurons for stage in graph.stages),
+        synapses=sum(connections(graph, synapse) for stage in graph.stages for synapse in stage.synapses),
+    )
+
+
+def priced(
+    mode: str,
+    counts: OperationCounts,
+    sent: Iterable[NDArray[np.integer]],
+    steps: int,
+    latency: int,
+    neurons: int,
+    synapses: int,
+) -> ModePrice:
+    """A price from the counts of a run and from what all senders sent."""
+    total, tokens = counts.total, counts.tokens
+    return ModePrice(
+        mode, steps, latency, neurons, synapses,
+        events_per_token=sum(int(np.count_nonzero(each)) for each in sent) / tokens,
+        ac_per_token=(total.ac + total.graded_ac) / tokens,
+        mac_per_token=total.mac / tokens,
+        mul_per_token=total.mul / tokens,
+        add_per_token=total.add / tokens,
+    )  # fmt: skip
+
+
+def connections(graph: IntegerGraph, synapse: Synapse) -> int:
+    """Pairs of a sender and a receiver with a weight between them."""
+    if synapse.form != "conv":
+        return int(np.count_nonzero(synapse.weight))
+    ones = replace(synapse, weight=(synapse.weight != 0).astype(np.int64), shift=0)
+    return int(reach(ones, np.ones((1, graph.size(synapse.source)), dtype=np.int64)).sum())
+
+
 def counts_of(graph: IntegerGraph, inputs: NDArray[np.int64], run: IntegerRun) -> OperationCounts:
     """Operations of a run of W tokens, one row for each synapse and each population.
 
     Graded values cost a multiply-accumulate for each non-zero weight, spikes of one level an accumulate,
-    integer spikes as many as they are worth. A bias is one addition a token (at every step in LIF). The doubling
-    of an accumulator and a leak by a power of two are shifts and cost nothing here. Bytes are those of the
-    integers: 1 for a weight or spike, 3 for a state. Look-ups, roots and divisions are listed as unattributed.
+    integer spikes as many as they are worth. A bias is one addition a token (at every step in LIF). The
+    doubling of an accumulator and a leak by a power of two are shifts and cost nothing here. Bytes are those
+    of the integers: 1 for a weight or spike, 3 for a state. Look-ups, roots and divisions are listed as
+    unattributed.
     """
     counts = OperationCounts(tokens=len(inputs), steps=graph.steps)
     for stage in graph.stages:
@@ -26,7 +125,7 @@ def counts_of(graph: IntegerGraph, inputs: NDArray[np.int64], run: IntegerRun) -
             if signal.ndim == 2:
                 signal = signal[:, None]
             graded = graph.sends(synapse.source) == "value"
-            _book(counts, synapse.name, _synapse(synapse, signal, graded))
+            _book(counts, synapse.name, synapse_counts(synapse, signal, graded))
         biased = sum(int(np.count_nonzero(bias)) for bias in stage.bias.values()) * len(inputs)
         _book(counts, stage.name, LayerCounts(add=biased * (graph.steps if stage.takes == "step" else 1)))
         sent = np.asarray(run.of(stage.name), dtype=np.int64)
@@ -50,7 +149,8 @@ def _book(counts: OperationCounts, name: str, row: LayerCounts) -> None:
     counts.layers[name] = counts.layers.get(name, LayerCounts()) + row
 
 
-def _synapse(synapse: Synapse, signal: Ints, graded: bool) -> LayerCounts:
+def synapse_counts(synapse: Synapse, signal: Ints, graded: bool) -> LayerCounts:
+    """Of what was sent, [W, T, M]; graded values are [W, 1, M]."""
     tokens, presented, _ = signal.shape
     unit = np.abs(signal)
     met = (unit != 0) if graded else unit  # an integer spike of k is k unit spikes

@@ -76,27 +76,47 @@ class Quantized:
     run: IntegerRun
 
 
-def quantize(graph: Graph, sample: Reals, tokens_per_sample: int, bits: int = 8) -> Quantized:
+@dataclass(frozen=True)
+class Narrow:
+    """A target that is narrower than the stages are.
+
+    Attributes:
+        name: of what is narrow, for refusals.
+        excess: graph, stage and the largest that its senders send -> by what factor [N] the stage exceeds it.
+        input_max: the largest magnitude of an input.
+    """
+
+    name: str
+    excess: Callable[[IntegerGraph, Stage, Mapping[str, Ints]], Reals]
+    input_max: int = INPUT_MAX
+
+
+def quantize(
+    graph: Graph, sample: Reals, tokens_per_sample: int, bits: int = 8, narrow: Narrow | None = None
+) -> Quantized:
     """Choose integers for a graph whose inputs look like `sample` [W, D].
 
     Where no matrix of weights takes the input, each feature has a scale of its own, and 16 bits.
 
     Args:
         bits: of a weight with its sign, 4 to 8.
+        narrow: what the stages have to fit beside their own 24 bits.
 
     Raises:
         ExportError: a stage whose worst case needs more than 24 bits, with what would make it fit.
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or not 4 <= bits <= 8:
         raise InputError(f"weights take 4 to 8 bits, got {bits!r}")
-    return _Chooser(graph, sample, tokens_per_sample, bits).chosen()
+    return _Chooser(graph, sample, tokens_per_sample, bits, narrow).chosen()
 
 
 class _Chooser:
     """Integers for one stage after the other."""
 
-    def __init__(self, graph: Graph, sample: Reals, tokens_per_sample: int, bits: int) -> None:
-        self.real, self.bits = graph, bits
+    def __init__(
+        self, graph: Graph, sample: Reals, tokens_per_sample: int, bits: int, narrow: Narrow | None = None
+    ) -> None:
+        self.real, self.bits, self.narrow = graph, bits, narrow
         self.weight_max = 2 ** (bits - 1) - 1
         free = all(
             isinstance(synapse.map, Each) and synapse.arrival == "value"
@@ -104,7 +124,7 @@ class _Chooser:
             for synapse in stage.synapses
             if synapse.source == INPUT
         )
-        most = WIDE_INPUT_MAX if free else INPUT_MAX
+        most = narrow.input_max if narrow else WIDE_INPUT_MAX if free else INPUT_MAX
         self.scale: float | Reals = feature_scales(sample, most) if free else input_scale(sample, most)
         self.graph = IntegerGraph(graph.steps, graph.inputs, (), tokens_per_sample, most)
         self.inputs = quantize_inputs(sample, self.scale, most)
@@ -151,8 +171,9 @@ class _Chooser:
         fit = self.fitted(real, "in", MAX_SHIFT)
         if fit.coarse:
             knobs = "steps" if KINDS[real.kind].takes == "token" else "tokens a sample, or a smaller beta"
+            width = self.narrow.name if self.narrow else "24 bits"
             self.refusals.append(
-                f"{real.name}: the worst case of {fit.coarse} of its channels fits 24 bits only with weights of "
+                f"{real.name}: the worst case of {fit.coarse} of its channels fits {width} only with weights of "
                 f"fewer than {self.bits - COARSE} bits; use fewer inputs or {knobs}"
             )
         stage = self.with_scale(real, "in", fit.scale, fit.shift)
@@ -193,6 +214,8 @@ class _Chooser:
                 if real.kind == "norm":  # its squares, and the epsilon that is added to them, have a width too
                     epsilon = real.of["epsilon"] / float(scale[0] / 2.0**shift) ** 2
                     over = np.maximum(over, max(found.between / WIDEST, epsilon / LARGEST_EPSILON) ** 0.5)
+                if self.narrow:
+                    over = np.maximum(over, self.narrow.excess(self.graph, stage, self.largest))
                 if not (over > 1).any():
                     return scale, True
                 if ((over > 1) & ~may_change).any():

@@ -1,0 +1,313 @@
+"""The integer model at speed: the same spikes, values and saturations as `integer.run`, by compiled loops.
+
+    simulator = FastIntegers(graph)
+    simulator.run(inputs)                     as integer.run(graph, inputs)
+
+What takes the time is spikes through weights, and neurons over their steps; both are in `kernels/integer.h`.
+
+| what                                | how                                                                      |
+|-------------------------------------|--------------------------------------------------------------------------|
+| spikes through a matrix             | event by event: a spike adds its column, in 16 bits, to 64 neurons at once |
+| values through a matrix             | a product in float32 where no sum can reach 2^24, else in float64         |
+| ATMN, and the LIF-like              | all steps of 64 neurons in the registers                                 |
+| everything else                     | as in `integer`, by its functions                                        |
+
+Where the loops can't be exact (numbers wider than a bundle has them) a stage runs by `integer`, too, and so does
+everything where there is no compiler. Needs numpy alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from marsnn import native
+from marsnn.errors import InputError
+from marsnn.hardware import integer
+from marsnn.hardware.arithmetic import saturate
+from marsnn.hardware.stages import (
+    INPUT,
+    KINDS,
+    LARGEST_LEVEL,
+    STATE_MAX,
+    UNITY,
+    WEIGHT_MAX,
+    IntegerGraph,
+    IntegerRun,
+    Stage,
+    Synapse,
+)
+
+SOURCES = Path(__file__).parent / "kernels"
+BLOCK = 64
+"""Neurons that the loops take at once."""
+IN_CACHE = 1 << 16
+"""Sums of a stage that are simulated before the next stage runs: what one leaves, the next finds."""
+EXACT = {np.dtype(np.float32): 2**24, np.dtype(np.float64): 2**53}
+"""Up to here a type has every whole number."""
+
+Doubles = NDArray[np.float64]
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled loops; None, said once, where they can't be built."""
+    try:
+        path = native.built(SOURCES, "integer", native.source("integer", ()), native.EXACT)
+        loaded = ctypes.CDLL(str(path))
+    except (native.BuildError, OSError) as error:
+        native.say_once(f"{error}; integers run in numpy")
+        return None
+    tensor, long, number = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+    loaded.arrive.argtypes = [*[tensor] * 4, *[long] * 4, *[number] * 3]
+    loaded.atmn.argtypes = [tensor, tensor, ctypes.c_double, tensor, *[long] * 4]
+    loaded.lif.argtypes = [tensor, tensor, tensor, *[long] * 4, *[number] * 5]
+    for name in ("arrive", "atmn", "lif"):
+        getattr(loaded, name).restype = long
+    return loaded
+
+
+class FastIntegers:
+    """An integer graph made ready: its weights are laid out once, for every run.
+
+    Args:
+        graph: of an export, or any other.
+
+    Example:
+        >>> import numpy as np
+        >>> from marsnn.hardware.fast import FastIntegers
+        >>> from marsnn.hardware.stages import IntegerGraph, Stage, Synapse
+        >>> weight = np.array([[3, -2]])
+        >>> synapse = Synapse("w", "input", "in", "dense", "value", weight)
+        >>> stage = Stage("out", "sum", (1,), (synapse,), {"in": np.array([10])}, {})
+        >>> FastIntegers(IntegerGraph(1, (2,), (stage,))).run(np.array([[1, 1]])).values["out"]
+        array([[11]], dtype=int32)
+    """
+
+    def __init__(self, graph: IntegerGraph) -> None:
+        self.graph = graph
+        self.stages = [_Prepared(graph, stage) for stage in graph.stages]
+        lasting = any(stage.carry == "sequence" or KINDS[stage.kind].remembers for stage in graph.stages)
+        whole = graph.tokens_per_sample if lasting else 1
+        size = max(
+            stage.neurons * (graph.steps if stage.takes == "step" else 1) * whole for stage in graph.stages
+        )
+        self.tokens = whole * max(1, IN_CACHE // size)
+
+    def run(self, inputs: NDArray[np.integer]) -> IntegerRun:
+        """Run W tokens of graded input [W, D], as `integer.run` does."""
+        graph, W = self.graph, len(inputs)
+        if W % graph.tokens_per_sample:
+            raise InputError(f"{W} tokens don't divide into samples of {graph.tokens_per_sample}")
+        flat = np.asarray(inputs, dtype=np.int64).reshape(W, -1)
+        result = IntegerRun(saturations=dict.fromkeys((stage.name for stage in graph.stages), 0))
+        for stage in graph.stages:
+            if stage.sends == "train":
+                result.spikes[stage.name] = np.empty((W, graph.steps, stage.neurons), dtype=np.int8)
+            else:
+                result.values[stage.name] = np.empty((W, stage.neurons), dtype=np.int32)
+        for begin in range(0, max(W, 1), self.tokens):
+            piece = slice(begin, begin + self.tokens)
+            sent: dict[str, NDArray[Any]] = {INPUT: flat[piece]}
+            for prepared in self.stages:
+                name = prepared.stage.name
+                output, clipped = prepared.run(sent)
+                result.saturations[name] += clipped
+                result.of(name)[piece] = output
+                sent[name] = result.of(name)[piece]
+        return result
+
+
+class _Prepared:
+    """One stage, and what its loops read."""
+
+    def __init__(self, graph: IntegerGraph, stage: Stage) -> None:
+        self.graph, self.stage = graph, stage
+        self.events: dict[str, NDArray[np.int16]] = {}
+        self.products: dict[str, _Product] = {}
+        for synapse in stage.synapses:
+            if synapse.form == "dense" and graph.sends(synapse.source) == "value":
+                self.products[synapse.name] = _Product(synapse)
+            elif synapse.form == "dense" and _narrow(graph, synapse):
+                self.events[synapse.name] = in_blocks(synapse.weight)
+        self.numbers = _numbers(stage)
+        self.totals: dict[str, Doubles] = {}
+
+    def run(self, sent: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], int]:
+        """What the stage sends, and its saturations."""
+        loops = library()
+        if loops is None:
+            wide = {source: sent[source].astype(np.int64) for source in self.sources()}
+            return integer.run_stage(self.graph, self.stage, wide)
+        stage = self.stage
+        totals, clipped = {}, 0
+        for port in stage.bias:
+            totals[port], more = self.arrive(loops, port, sent)
+            clipped += more
+        if self.numbers is not None:
+            spikes, more = POPULATIONS[stage.kind](loops, self.graph, stage, self.numbers, totals["in"])
+            return spikes, clipped + more
+        arrived = {}
+        for port, bias in stage.bias.items():
+            whole = totals[port][..., : len(bias)].astype(np.int64) + bias
+            if stage.takes == "token":
+                whole, more = saturate(whole)
+                clipped += more
+            arrived[port] = whole
+        output, more = integer.POPULATIONS[stage.kind](self.graph, stage, arrived)
+        return output, clipped + more
+
+    def sources(self) -> set[str]:
+        return {synapse.source for synapse in self.stage.synapses}
+
+    def arrive(
+        self, loops: ctypes.CDLL, port: str, sent: Mapping[str, NDArray[Any]]
+    ) -> tuple[Doubles, int]:
+        """What a port takes without its bias, [W, columns] or [W, T, columns], and its saturations."""
+        graph, stage = self.graph, self.stage
+        N, T = len(stage.bias[port]), graph.steps
+        columns = -(-N // BLOCK) * BLOCK
+        tokens = len(next(iter(sent.values())))
+        each = stage.takes == "step"
+        shape = (tokens, T, columns) if each else (tokens, columns)
+        total = self.totals.get(port)
+        if total is None or total.shape != shape:
+            total = self.totals[port] = np.empty(shape)
+        clipped, fresh = 0, True  # nothing is in `total` yet
+        own = [synapse for synapse in stage.synapses if synapse.port == port]
+        for synapse in sorted(own, key=lambda synapse: synapse.name not in self.events):
+            signal = sent[synapse.source]
+            if synapse.name in self.events:
+                signal = np.ascontiguousarray(signal)
+                clipped += loops.arrive(
+                    signal.ctypes.data, self.events[synapse.name].ctypes.data, total.ctypes.data,
+                    _factors(synapse, T).ctypes.data, tokens, T, signal.shape[-1], columns,
+                    int(synapse.arrival == "horner"), int(each), int(fresh),
+                )  # fmt: skip
+                fresh = False
+                continue
+            if fresh:
+                total.fill(0.0)
+                fresh = False
+            if synapse.name in self.products:
+                sums, more = self.products[synapse.name].of(signal)
+                clipped += more
+                total[..., :N] += sums[:, None] if each else sums
+                continue
+            arrivals = integer.reach(synapse, signal.astype(np.int64))
+            if each:
+                arrivals = integer.currents(synapse.arrival, arrivals, T)
+            else:
+                arrivals, more = integer.accumulate(synapse.arrival, arrivals)
+                clipped += more
+            total[..., :N] += arrivals
+        if fresh:
+            total.fill(0.0)
+        return total, clipped
+
+
+# ---- synapses ----------------------------------------------------------------------------------------
+
+
+class _Product:
+    """A matrix that takes values, in both types of numbers as they are needed."""
+
+    def __init__(self, synapse: Synapse) -> None:
+        self.synapse = synapse
+        self.largest = int(np.abs(synapse.weight).sum(1).max(initial=0)) << synapse.shift
+        self._weights: dict[Any, NDArray[Any]] = {}
+
+    def of(self, signal: NDArray[Any]) -> tuple[NDArray[Any], int]:
+        """Sums [W, N] in whole numbers of a floating type, and their saturations as a token's."""
+        largest = self.largest * max(int(signal.max(initial=0)), -int(signal.min(initial=0)))
+        dtype = next((d for d, limit in EXACT.items() if largest < limit), np.dtype(np.float64))
+        if dtype not in self._weights:
+            shifted = self.synapse.weight.T << self.synapse.shift
+            self._weights[dtype] = np.ascontiguousarray(shifted, dtype=dtype)
+        sums = signal.astype(dtype) @ self._weights[dtype]
+        if self.synapse.arrival == "held" or largest <= STATE_MAX:
+            return sums, 0
+        kept = np.clip(sums, -STATE_MAX, STATE_MAX)
+        return kept, int(np.count_nonzero(kept != sums))
+
+
+def _narrow(graph: IntegerGraph, synapse: Synapse) -> bool:
+    """Whether spikes through a matrix are exact event by event: 8-bit weights, sums of 32 bits, and 52 in all."""
+    size = np.abs(synapse.weight)
+    sums = int(size.sum(1).max(initial=0)) * LARGEST_LEVEL
+    return bool((size <= WEIGHT_MAX).all()) and sums < 2**31 and sums << (synapse.shift + graph.steps) < 2**52
+
+
+def in_blocks(weight: NDArray[np.int64]) -> NDArray[np.int16]:
+    """Weights [N, M] as the loops read them, [blocks, M, 64]."""
+    N, M = weight.shape
+    padded = np.zeros((-(-N // BLOCK) * BLOCK, M), dtype=np.int16)
+    padded[:N] = weight
+    return np.ascontiguousarray(padded.reshape(-1, BLOCK, M).swapaxes(1, 2))
+
+
+def _factors(synapse: Synapse, steps: int) -> Doubles:
+    """By what the sums of each step [T] are multiplied."""
+    t = np.arange(steps)
+    exponent = {"power": t, "stream_up": t, "stream_down": steps - 1 - t}.get(synapse.arrival, 0 * t)
+    return np.ldexp(1.0, exponent + synapse.shift)
+
+
+# ---- populations -------------------------------------------------------------------------------------
+
+
+def _numbers(stage: Stage) -> Doubles | None:
+    """A population's numbers by neuron, padded to whole blocks; None where the loops don't have it."""
+    if stage.kind not in POPULATIONS:
+        return None
+    of = stage.arrays
+    rows = [stage.bias["in"], of["fire"], of["amplitude"]]
+    decays = [of["decay"]]
+    if stage.kind == "lif":
+        decays += [of["current_decay"], of["adaptation_decay"]]
+        rows += [of["decay"] / UNITY, of["current_decay"] / UNITY, of["adaptation"], of["adaptation_decay"] / UNITY]
+    most = 2 * UNITY if stage.kind == "atmn" else UNITY
+    fit = all((d >= 0).all() and (d <= most).all() for d in decays)
+    fit = fit and all((np.abs(each) <= STATE_MAX).all() for each in rows[1:])
+    if not fit or (np.abs(rows[0]) > 2**51).any():
+        return None
+    numbers = np.zeros((len(rows), -(-stage.neurons // BLOCK) * BLOCK))
+    numbers[1:3] = 1.0  # padding never fires
+    for row, values in zip(numbers, rows, strict=True):
+        row[: stage.neurons] = values
+    return numbers
+
+
+def _atmn(
+    loops: ctypes.CDLL, graph: IntegerGraph, stage: Stage, numbers: Doubles, sums: Doubles
+) -> tuple[NDArray[np.int8], int]:
+    spikes = np.empty((len(sums), graph.steps, stage.neurons), dtype=np.int8)
+    clipped = loops.atmn(
+        sums.ctypes.data, numbers.ctypes.data, stage.number("decay") / UNITY, spikes.ctypes.data,
+        len(sums), graph.steps, stage.neurons, sums.shape[-1],
+    )  # fmt: skip
+    return spikes, clipped
+
+
+def _lif(
+    loops: ctypes.CDLL, graph: IntegerGraph, stage: Stage, numbers: Doubles, currents: Doubles
+) -> tuple[NDArray[np.int8], int]:
+    tokens = len(currents)
+    spikes = np.empty((tokens, graph.steps, stage.neurons), dtype=np.int8)
+    length = graph.tokens_per_sample if stage.carry == "sequence" else 1
+    clipped = loops.lif(
+        currents.ctypes.data, numbers.ctypes.data, spikes.ctypes.data, tokens // length, length * graph.steps,
+        stage.neurons, currents.shape[-1], stage.number("most"), stage.number("signed"),
+        int(stage.reset == "zero"), int(stage.arrays["current_decay"].any()), int(stage.arrays["adaptation"].any()),
+    )  # fmt: skip
+    return spikes, clipped
+
+
+POPULATIONS = {"atmn": _atmn, "lif": _lif}
+"""Kinds that have a loop of their own."""

@@ -166,9 +166,7 @@ class _Prepared:
     def sources(self) -> set[str]:
         return {synapse.source for synapse in self.stage.synapses}
 
-    def arrive(
-        self, loops: ctypes.CDLL, port: str, sent: Mapping[str, NDArray[Any]]
-    ) -> tuple[Doubles, int]:
+    def arrive(self, loops: ctypes.CDLL, port: str, sent: Mapping[str, NDArray[Any]]) -> tuple[Doubles, int]:
         """What a port takes without its bias, [W, columns] or [W, T, columns], and its saturations."""
         graph, stage = self.graph, self.stage
         N, T = len(stage.bias[port]), graph.steps
@@ -271,7 +269,12 @@ def _numbers(stage: Stage) -> Doubles | None:
     decays = [of["decay"]]
     if stage.kind == "lif":
         decays += [of["current_decay"], of["adaptation_decay"]]
-        rows += [of["decay"] / UNITY, of["current_decay"] / UNITY, of["adaptation"], of["adaptation_decay"] / UNITY]
+        rows += [
+            of["decay"] / UNITY,
+            of["current_decay"] / UNITY,
+            of["adaptation"],
+            of["adaptation_decay"] / UNITY,
+        ]
     most = 2 * UNITY if stage.kind == "atmn" else UNITY
     fit = all((d >= 0).all() and (d <= most).all() for d in decays)
     fit = fit and all((np.abs(each) <= STATE_MAX).all() for each in rows[1:])

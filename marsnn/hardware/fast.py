@@ -198,7 +198,7 @@ class _Prepared:
                 clipped += more
                 total[..., :N] += sums[:, None] if each else sums
                 continue
-            arrivals = integer.reach(synapse, signal.astype(np.int64))
+            arrivals = _reach(synapse, signal)
             if each:
                 arrivals = integer.currents(synapse.arrival, arrivals, T)
             else:
@@ -233,6 +233,17 @@ class _Product:
             return sums, 0
         kept = np.clip(sums, -STATE_MAX, STATE_MAX)
         return kept, int(np.count_nonzero(kept != sums))
+
+
+def _reach(synapse: Synapse, signal: NDArray[Any]) -> NDArray[np.int64]:
+    """`integer.reach`; a kernel in float32 where that is exact."""
+    if synapse.conv is None:
+        return integer.reach(synapse, signal.astype(np.int64))
+    kernel = synapse.weight
+    sums = int(np.abs(kernel).reshape(len(kernel), -1).sum(1).max(initial=0))
+    largest = sums * max(int(signal.max(initial=0)), -int(signal.min(initial=0)))
+    number = np.float32 if largest < EXACT[np.dtype(np.float32)] else np.float64
+    return integer.convolve(signal, kernel, synapse.conv, number) << synapse.shift  # type: ignore[arg-type]
 
 
 def _narrow(graph: IntegerGraph, synapse: Synapse) -> bool:

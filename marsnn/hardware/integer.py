@@ -84,7 +84,9 @@ def run_stage(graph: IntegerGraph, stage: Stage, sent: Mapping[str, Ints]) -> tu
     """
     arrived = {port: arrive(graph, stage, port, sent) for port in stage.bias}
     total = sum(clipped for _, clipped in arrived.values())
-    output, clipped = POPULATIONS[stage.kind](graph, stage, {port: each for port, (each, _) in arrived.items()})
+    output, clipped = POPULATIONS[stage.kind](
+        graph, stage, {port: each for port, (each, _) in arrived.items()}
+    )
     return output, total + clipped
 
 
@@ -125,10 +127,13 @@ def reach(synapse: Synapse, signal: Ints) -> Ints:
     return sums.astype(np.int64) << synapse.shift
 
 
-def convolve(signal: Ints, kernel: Ints, conv: Convolution) -> Ints:
-    """A kernel [C, C_in / groups, *K] over images that lie flat, [*, M], to [*, N]."""
+def convolve(signal: Ints, kernel: Ints, conv: Convolution, number: type[np.floating] = np.float64) -> Ints:
+    """A kernel [C, C_in / groups, *K] over images that lie flat, [*, M], to [*, N].
+
+    Exact while every sum is a whole number of the floating type `number`.
+    """
     leading, rank = signal.shape[:-1], len(conv.stride)
-    image = signal.reshape(-1, *conv.source).astype(np.float64)
+    image = signal.reshape(-1, *conv.source).astype(number)
     image = np.pad(image, [(0, 0), (0, 0), *((each, each) for each in conv.padding)])
     reach_of = [d * (k - 1) + 1 for d, k in zip(conv.dilation, kernel.shape[2:], strict=True)]
     windows = sliding_window_view(image, reach_of, axis=tuple(range(2, 2 + rank)))
@@ -136,7 +141,7 @@ def convolve(signal: Ints, kernel: Ints, conv: Convolution) -> Ints:
     taps = tuple(slice(None, None, d) for d in conv.dilation)
     windows = windows[steps + taps]  # [*, C_in, *image, *K]
     grouped = windows.reshape(len(windows), conv.groups, -1, *windows.shape[2:])
-    kernels = kernel.astype(np.float64).reshape(conv.groups, -1, *kernel.shape[1:])
+    kernels = kernel.astype(number).reshape(conv.groups, -1, *kernel.shape[1:])
     parts = []
     for group in range(conv.groups):
         own = [1, *range(2 + rank, 2 + 2 * rank)]

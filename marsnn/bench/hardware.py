@@ -1,8 +1,8 @@
-"""The integers of an export: speed of their simulation, cost of an export, accuracy at few bits, parity with Lava.
+"""The integers of an export: speed of simulation, cost of an export, accuracy at few bits, parity with Lava.
 
     speed     tokens per second of one network in the compiled loops, in numpy, and in other simulators
     export    seconds and memory of exporting 10^7 weights, in a fresh process
-    digits    accuracy of the floats and of integers of 8 to 4 bits, after training and after training with them
+    digits    accuracy of the floats and of integers of 8 to 4 bits, rounded after training and trained with
     parity    random networks of everything that can be exported, in Lava's simulator: what differs
 
 Every simulator gets the same bundle, and its spikes are compared with the golden ones before its time counts.
@@ -38,7 +38,7 @@ from marsnn.data import Digits, load_digits
 from marsnn.errors import InputError, LavaError, MarsnnError
 from marsnn.files import read_npz
 from marsnn.hardware import integer
-from marsnn.hardware.bundle import RUNTIME, Bundle, load
+from marsnn.hardware.bundle import RUNTIME, Bundle
 from marsnn.hardware.exporter import export
 from marsnn.hardware.fast import FastIntegers, library
 from marsnn.hardware.lava import compare, find_python, verify
@@ -55,7 +55,7 @@ NEURONS = ("ATMN", "LIF")
 BATCH = 64
 """Samples that are run at once in the second row of our simulators."""
 BITS = (8, 6, 5, 4)
-HERE = Path(__file__).parent
+SCRIPTS = Path(__file__).parent / "peer_runtime"
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,12 @@ def _python_with(package: str, setting: str) -> str:
 
 
 PEERS = (
-    Peer("Lava", NEURONS, HERE / "lava_clock.py", find_python),
+    Peer("Lava", NEURONS, SCRIPTS / "lava_clock.py", find_python),
     Peer(
-        "brian2", ("LIF",), HERE / "brian2_clock.py", partial(_python_with, "brian2", "MARSNN_BRIAN2_PYTHON")
+        "brian2",
+        ("LIF",),
+        SCRIPTS / "brian2_clock.py",
+        partial(_python_with, "brian2", "MARSNN_BRIAN2_PYTHON"),
     ),
 )
 
@@ -236,8 +239,8 @@ def _same(name: str, bundle: Bundle, run: IntegerRun, batch: int = 1) -> None:
         found = compare(bundle, sent, saturations, "integer", 0.0)
         if not found.ok:
             raise MarsnnError(
-                f"{name}: {found.mismatches} spikes or values differ from the golden run, first {found.first}; "
-                "nothing is timed"
+                f"{name}: {found.mismatches} spikes or values differ from the golden run, first "
+                f"{found.first}; nothing is timed"
             )
 
 
@@ -288,7 +291,7 @@ def exports(config: HardwareConfig) -> list[dict[str, Any]]:
                 "bundle_mb": found[0]["bundle_mb"],
                 "seconds": timing.summary([each["seconds"] for each in found]),
                 "peak_gib": max(peaks) if peaks else None,
-            }  # fmt: skip
+            }
         )
     return rows
 
@@ -317,7 +320,8 @@ def trained(neuron: str, seed: int, config: HardwareConfig, digits: Digits) -> d
     longer = deepcopy(floats)
     train(longer, digits.train.x, digits.train.y, more)
     row: dict[str, Any] = {
-        "neuron": neuron, "seed": seed, "float": of(floats), "float_longer": of(longer), "rounded": {}, "aware": {},
+        "neuron": neuron, "seed": seed, "float": of(floats), "float_longer": of(longer),
+        "rounded": {}, "aware": {},
     }  # fmt: skip
     for bits in BITS:
         row["rounded"][str(bits)] = of(QuantizedNetwork(floats, sample, bits))
@@ -467,8 +471,9 @@ def _speed_table(row: dict[str, Any]) -> str:
     how = "compiled loops" if row["kernel"] else "no compiler here: all in numpy"
     wanted = {"marsnn": ">= 100", f"marsnn, batch of {BATCH}": ">= 1,000"}
     lines = [
-        f"3 x {row['width']} {row['neuron']}, T = {STEPS}, {row['tokens']} tokens a sample; {rates} % of slots "
-        f"spike; {how}. Every stage's spikes are kept, by all. Start: a process that is new to the bundle.",
+        f"3 x {row['width']} {row['neuron']}, T = {STEPS}, {row['tokens']} tokens a sample; {rates} % of "
+        f"slots spike; {how}. All keep every stage's spikes. Start: what a peer's process does before its second "
+        "step.",
         "",
         "| simulator | tokens/s | in Lava's | wanted | start, s |",
         "|---|---|---|---|---|",
@@ -505,8 +510,8 @@ def _export_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def _digits_table(result: dict[str, Any]) -> str:
     lines = [
-        f"Accuracy on held-out digits, %, mean +- standard deviation of {result['config']['seeds']} seeds; wanted: "
-        "integers within 0.5 of the floats after training with them.",
+        f"Accuracy on held-out digits, %, mean +- standard deviation of {result['config']['seeds']} seeds; "
+        "wanted: integers within 0.5 of the floats after training with them.",
         "",
         "| | floats | floats, trained longer | " + " | ".join(f"{bits} bits" for bits in BITS) + " |",
         "|---" * (3 + len(BITS)) + "|",
@@ -527,7 +532,8 @@ def _percent(values: Sequence[float]) -> str:
 
 def _parity_table(found: dict[str, Any]) -> str:
     lines = [
-        f"Random networks, from seed {found['seed']}, in Lava's simulator: layers {', '.join(found['layers'])}; "
+        f"Random networks, from seed {found['seed']}, in Lava's simulator: layers "
+        f"{', '.join(found['layers'])}; "
         "wanted: 0 mismatches of at least 1,000,000 spike slots.",
         "",
         "| family | networks | spike slots | spikes | values | mismatches |",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ class _Draw:
         self.width, self.tokens, self.samples = width, tokens, samples
         self.steps = self.of(1, 2, 3, 4, 4, 4, 5, 8)
 
-    def of(self, *choices: object) -> object:
+    def of(self, *choices: Any) -> Any:
         return choices[int(self.rng.integers(len(choices)))]
 
     def size(self) -> int:
@@ -39,13 +40,13 @@ class _Draw:
         x = 2 * self.rng.standard_normal((self.tokens, self.samples, *shape))
         return torch.from_numpy(x).float()
 
-    def atmn(self, features: int, **settings: int) -> nn.Module:
+    def atmn(self, features: int, **settings: Any) -> nn.Module:
         if self.rng.random() < 0.15:
-            return TMN(features, self.steps, self.level(), **settings)  # type: ignore[arg-type]
+            return TMN(features, self.steps, self.level(), **settings)
         tau, fire_at = self.of(0.5, 0.5, 1.0, 2.0), self.of(1.0, 1.0, 0.5)
-        return ATMN(features, self.steps, tau, self.level(), fire_at, **settings)  # type: ignore[arg-type]
+        return ATMN(features, self.steps, tau, self.level(), fire_at, **settings)
 
-    def step_neuron(self, features: int, **settings: int) -> nn.Module:
+    def step_neuron(self, features: int, **settings: Any) -> nn.Module:
         """One of those that take a current at every step."""
         common = {
             "steps": self.steps, "threshold": self.level(), "reset": self.of("subtract", "zero"),
@@ -53,22 +54,22 @@ class _Draw:
         }  # fmt: skip
         beta, other = (float(each) for each in self.rng.uniform(0.3, 0.9, 2))
         makes: list[Callable[[], nn.Module]] = [
-            lambda: LIF(features, beta=beta, **common),  # type: ignore[arg-type]
-            lambda: PLIF(features, beta=beta, **common),  # type: ignore[arg-type]
-            lambda: CubaLIF(features, beta=beta, alpha=other, **common),  # type: ignore[arg-type]
-            lambda: ALIF(features, beta=beta, rho=other, adaptation=0.2, **common),  # type: ignore[arg-type]
+            lambda: LIF(features, beta=beta, **common),
+            lambda: PLIF(features, beta=beta, **common),
+            lambda: CubaLIF(features, beta=beta, alpha=other, **common),
+            lambda: ALIF(features, beta=beta, rho=other, adaptation=0.2, **common),
             lambda: IntegerLIF(
                 features,
                 beta=beta,
                 max_level=int(self.rng.integers(2, 8)),
                 signed=bool(self.of(True, False)),
-                **common,  # type: ignore[arg-type]  # noqa: E501
+                **common,
             ),
-            lambda: TernaryLIF(features, beta=beta, max_level=self.of(1, 3), **common),  # type: ignore[arg-type]
+            lambda: TernaryLIF(features, beta=beta, max_level=self.of(1, 3), **common),
         ]
         return makes[int(self.rng.integers(len(makes)))]()
 
-    def neuron(self, features: int, **settings: int) -> nn.Module:
+    def neuron(self, features: int, **settings: Any) -> nn.Module:
         return (
             self.atmn(features, **settings)
             if self.rng.random() < 0.5
@@ -107,10 +108,10 @@ class _Draw:
             self.of(2, 3),
             stride=self.of(1, 2),
             padding=self.of(0, 1),
-            dilation=self.of(1, 1, 2),  # type: ignore[arg-type]  # noqa: E501
+            dilation=self.of(1, 1, 2),
         )
         pooled = self.rng.random() < 0.5  # a pool merges with the kernel behind it, which then must not pad
-        second = nn.Conv2d(out, 2 * out, 2, padding=int(not pooled), groups=groups)  # type: ignore[arg-type]
+        second = nn.Conv2d(out, 2 * out, 2, padding=int(not pooled), groups=groups)
         layers: list[nn.Module] = [conv, self.neuron(out, feature_dim=-3)]
         if pooled:
             layers.append(nn.AvgPool2d(2))
@@ -135,14 +136,15 @@ class _Draw:
         size = self.size()
         make = self.atmn if self.rng.random() < 0.6 else self.step_neuron
         layers = {
-            "in": nn.Linear(size, size), "first": make(size), "up": nn.Linear(size, size), "second": make(size),
+            "in": nn.Linear(size, size), "first": make(size), "up": nn.Linear(size, size),
+            "second": make(size),
             "down": nn.Linear(size, size), "third": make(size), "out": nn.Linear(size, 3),
         }  # fmt: skip
         skips = self.of(
             {"third": "in"}, {"third": "input"}, {"down": "first"}, {"out": ["first", "second"]},
             {"second": "in", "third": "in"},
         )  # fmt: skip
-        return Network(layers, skips), self.inputs(size)  # type: ignore[arg-type]
+        return Network(layers, skips), self.inputs(size)
 
     def gated(self) -> Drawn:
         """A spiking feed-forward net with a gate, a norm before it."""
@@ -150,9 +152,9 @@ class _Draw:
         norm = self.of(None, nn.RMSNorm, nn.LayerNorm)
         level = self.of(None, 0.05)
         layers = [
-            self.atmn(size), GatedLinear(size, wide, level=level), self.atmn(wide), nn.Linear(wide, size),  # type: ignore[arg-type]
+            self.atmn(size), GatedLinear(size, wide, level=level), self.atmn(wide), nn.Linear(wide, size),
         ]  # fmt: skip
-        return Network([*([norm(size)] if norm else []), *layers]), self.inputs(size)  # type: ignore[operator]
+        return Network([*([norm(size)] if norm else []), *layers]), self.inputs(size)
 
     def norms(self) -> Drawn:
         """Norms between a Linear and neurons."""
@@ -177,8 +179,9 @@ class _Draw:
         """A selective state space layer with its gate, and neurons behind it."""
         size, groups = self.size(), self.of(1, 2)
         core = SSDCore(
-            heads=2, head_dim=4, state_size=4, groups=groups, conv_size=self.of(2, 4), gate=self.of(True, False),  # type: ignore[arg-type]
-            rope=self.of(None, 10000.0), scale_input=self.of(True, False), skip=self.of(True, False),  # type: ignore[arg-type]
+            heads=2, head_dim=4, state_size=4, groups=groups, conv_size=self.of(2, 4),
+            gate=self.of(True, False),
+            rope=self.of(None, 10000.0), scale_input=self.of(True, False), skip=self.of(True, False),
         )  # fmt: skip
         layers = [
             self.atmn(size), nn.Linear(size, core.inputs), core, self.atmn(core.outputs),
@@ -188,7 +191,8 @@ class _Draw:
 
 
 FAMILIES: dict[str, Callable[[_Draw], Drawn]] = {
-    "dense": _Draw.dense, "one kind": _Draw.chip, "image": _Draw.image, "line": _Draw.line, "skips": _Draw.skips,
+    "dense": _Draw.dense, "one kind": _Draw.chip, "image": _Draw.image, "line": _Draw.line,
+    "skips": _Draw.skips,
     "gated": _Draw.gated, "norms": _Draw.norms, "s4d": _Draw.s4d, "ssd": _Draw.ssd,
 }  # fmt: skip
 """Name -> what draws such a network."""

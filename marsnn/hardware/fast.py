@@ -5,15 +5,18 @@
 
 What takes the time is spikes through weights, and neurons over their steps; both are in `kernels/integer.h`.
 
-| what                                | how                                                                      |
-|-------------------------------------|--------------------------------------------------------------------------|
-| spikes through a matrix             | event by event: a spike adds its column, in 16 bits, to 64 neurons at once |
-| values through a matrix             | a product in float32 where no sum can reach 2^24, else in float64         |
-| ATMN, and the LIF-like              | all steps of 64 neurons in the registers                                 |
-| everything else                     | as in `integer`, by its functions                                        |
+    spikes through a matrix     event by event: each adds its column, in 16 bits, to 64 neurons at once
+    values through a matrix     a product in float32 where no sum can reach 2^24, else in float64
+    ATMN, and the LIF-like      all steps of 64 neurons, one after the other
+    everything else             as in `integer`, by its functions
 
-Where the loops can't be exact (numbers wider than a bundle has them) a stage runs by `integer`, too, and so does
-everything where there is no compiler. Needs numpy alone.
+On a train of 4 steps, event by event took less time than a float32 product of each step at all rates up to 1, from
+64 to 4096 neurons (benchmarks of one core). A product of the summed train, which is the same only where nothing
+can be clipped on the way, would be faster from about one slot in four on.
+
+Where the loops can't be exact (numbers wider than those of a bundle) a stage runs by `integer`, too, and so
+does everything where there is no compiler. Samples go through the stages in pieces that a cache holds. Needs
+numpy alone.
 """
 
 from __future__ import annotations
@@ -49,8 +52,8 @@ BLOCK = 64
 """Neurons that the loops take at once."""
 IN_CACHE = 1 << 16
 """Sums of a stage that are simulated before the next stage runs: what one leaves, the next finds."""
-EXACT = {np.dtype(np.float32): 2**24, np.dtype(np.float64): 2**53}
-"""Up to here a type has every whole number."""
+EXACT = 2**24
+"""Up to here float32 has every whole number."""
 
 Doubles = NDArray[np.float64]
 
@@ -224,7 +227,7 @@ class _Product:
     def of(self, signal: NDArray[Any]) -> tuple[NDArray[Any], int]:
         """Sums [W, N] in whole numbers of a floating type, and their saturations as a token's."""
         largest = self.largest * max(int(signal.max(initial=0)), -int(signal.min(initial=0)))
-        dtype = next((d for d, limit in EXACT.items() if largest < limit), np.dtype(np.float64))
+        dtype = np.dtype(np.float32 if largest < EXACT else np.float64)
         if dtype not in self._weights:
             shifted = self.synapse.weight.T << self.synapse.shift
             self._weights[dtype] = np.ascontiguousarray(shifted, dtype=dtype)
@@ -242,12 +245,12 @@ def _reach(synapse: Synapse, signal: NDArray[Any]) -> NDArray[np.int64]:
     kernel = synapse.weight
     sums = int(np.abs(kernel).reshape(len(kernel), -1).sum(1).max(initial=0))
     largest = sums * max(int(signal.max(initial=0)), -int(signal.min(initial=0)))
-    number = np.float32 if largest < EXACT[np.dtype(np.float32)] else np.float64
+    number = np.float32 if largest < EXACT else np.float64
     return integer.convolve(signal, kernel, synapse.conv, number) << synapse.shift  # type: ignore[arg-type]
 
 
 def _narrow(graph: IntegerGraph, synapse: Synapse) -> bool:
-    """Whether spikes through a matrix are exact event by event: 8-bit weights, sums of 32 bits, and 52 in all."""
+    """Whether the loops can take spikes through a matrix: 8-bit weights, sums of 32 bits, 52 bits in all."""
     size = np.abs(synapse.weight)
     sums = int(size.sum(1).max(initial=0)) * LARGEST_LEVEL
     return bool((size <= WEIGHT_MAX).all()) and sums < 2**31 and sums << (synapse.shift + graph.steps) < 2**52
@@ -276,7 +279,7 @@ def _numbers(stage: Stage) -> Doubles | None:
     if stage.kind not in POPULATIONS:
         return None
     of = stage.arrays
-    rows = [stage.bias["in"], of["fire"], of["amplitude"]]
+    rows: list[NDArray[Any]] = [stage.bias["in"], of["fire"], of["amplitude"]]
     decays = [of["decay"]]
     if stage.kind == "lif":
         decays += [of["current_decay"], of["adaptation_decay"]]
@@ -318,7 +321,8 @@ def _lif(
     clipped = loops.lif(
         currents.ctypes.data, numbers.ctypes.data, spikes.ctypes.data, tokens // length, length * graph.steps,
         stage.neurons, currents.shape[-1], stage.number("most"), stage.number("signed"),
-        int(stage.reset == "zero"), int(stage.arrays["current_decay"].any()), int(stage.arrays["adaptation"].any()),
+        int(stage.reset == "zero"), int(stage.arrays["current_decay"].any()),
+        int(stage.arrays["adaptation"].any()),
     )  # fmt: skip
     return spikes, clipped
 

@@ -119,7 +119,7 @@ def test_wrong_spikes_of_ours_abort_the_bench(monkeypatch):
 
     monkeypatch.setattr(fast.FastIntegers, "run", wrong)
     with pytest.raises(
-        MarsnnError, match="marsnn: 1 spikes or values differ .* first atmn2: token 3, step 2, neuron 5"
+        MarsnnError, match=r"marsnn: 1 spikes or values differ .* first atmn2: token 3, step 2, neuron 5"
     ):
         benchmark.speed("ATMN", benchmark.QUICK, [])
 
@@ -155,7 +155,7 @@ def test_a_peer_is_timed_without_its_start(tmp_path):
 
 def test_wrong_spikes_of_a_peer_abort_the_bench(tmp_path):
     with pytest.raises(
-        MarsnnError, match="Lava: .* differ from the golden run, first atmn1: .*nothing is timed"
+        MarsnnError, match=r"Lava: .* differ from the golden run, first atmn1: .*nothing is timed"
     ):
         benchmark.speed("ATMN", benchmark.QUICK, [peer(tmp_path, "-1")])
 
@@ -211,7 +211,8 @@ def made_up():
         "machine": {"device": "a chip", "threads": 1, "torch": "2"},
         "config": {"seeds": 2},
         "digits": [row, other],
-        "parity": {"seed": 0, "families": {"dense": family, "ssd": family}, "first": "there", "layers": ["ATMN"]},
+        "parity": {"seed": 0, "families": {"dense": family, "ssd": family}, "first": "there",
+                   "layers": ["ATMN"]},
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Reference: the compiled loops against the integer model, array for array. Mutants of the loops must fail."""
+"""Reference: the compiled loops against the integer model, array for array. Mutants must fail."""
 
 import ctypes
 
@@ -59,7 +59,8 @@ def lif(rng, name, synapses, N, carry, reset, most, signed, largest=STATE_MAX):
     fire = rng.integers(1, largest // 2, N)
     arrays = {
         "fire": fire, "amplitude": np.maximum(1, fire // 2), "decay": rng.integers(0, UNITY + 1, N),
-        "current_decay": rng.integers(0, UNITY + 1, N) * rng.integers(0, 2), "adaptation": rng.integers(0, largest // 9, N),
+        "current_decay": rng.integers(0, UNITY + 1, N) * rng.integers(0, 2),
+        "adaptation": rng.integers(0, largest // 9, N),
         "adaptation_decay": rng.integers(0, UNITY + 1, N), "most": np.array(most), "signed": np.array(signed),
     }  # fmt: skip
     bias = {"in": rng.integers(-largest // 8, largest // 8, N)}
@@ -112,7 +113,7 @@ def by_hand(seed, small=False):
 
 
 def crowded():
-    """More spikes of one sign than 16 bits can sum: 700 senders that fire once, all weights at their largest."""
+    """More spikes of one sign than 16 bits can sum: 700 senders that fire once, at the largest weight."""
     bias = {"in": np.full(700, 100)}
     numbers = {"fire": np.full(700, 100), "amplitude": np.full(700, 100), "decay": np.array(2 * UNITY)}
     first = Synapse("w1", "input", "in", "dense", "value", np.zeros((700, 1), dtype=np.int64))
@@ -224,7 +225,10 @@ MUTANTS = {
     "> for >=": ("(x >= fire[n]", "(x > fire[n]"),
     "no saturation of a sum": ("acc[n] = clipped(x);", "acc[n] = x;"),
     "-2^23 for -(2^23 - 1)": ("below < -limit ? -limit", "below < -limit - 1 ? -limit - 1"),
-    "floor for whole": ("static_cast<int32_t>(x))", "static_cast<int32_t>(x) - (x < static_cast<int32_t>(x)))"),
+    "floor for whole": (
+        "static_cast<int32_t>(x))",
+        "static_cast<int32_t>(x) - (x < static_cast<int32_t>(x)))",
+    ),
     "16 bits overflow": ("UNFLUSHED = 258", "UNFLUSHED = 300"),
     "one adaptation for all levels' spikes": ("size * adaptation[n]", "(size > 0) * adaptation[n]"),
     "saturations of the current uncounted": ("(kept != driven ? 1.0 : 0.0) +", ""),

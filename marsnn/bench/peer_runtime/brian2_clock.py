@@ -1,10 +1,10 @@
-"""Runs under any Python with brian2: the LIF populations of one bundle as NeuronGroups, timed as in lava_clock.py.
+"""Runs under any Python with brian2: a bundle's LIF populations as NeuronGroups, timed as in lava_clock.py.
 
     python brian2_clock.py RUNTIME BUNDLE OUT.npz
 
-A brian2 step is a chip's step: leak, arrivals, threshold, then what the spikes bring to the next step; numbers are whole
-and lie in doubles. What the input brings is computed beforehand, which is to brian2's advantage. Runtime mode, Cython
-where it is installed.
+A brian2 step is a chip's step: leak, arrivals, threshold, then what the spikes bring to the next one; numbers
+are whole and lie in doubles. What the input brings is computed beforehand, which is to brian2's advantage.
+Runtime mode, with Cython where that is installed.
 """
 
 import json
@@ -65,7 +65,9 @@ def main(runtime, bundle, out):
                 brought = b2.TimedArray(np.repeat(inputs @ weight.T, T, axis=0), dt=b2.defaultclock.dt)
                 driven = " + brought(t, i)"
             group = b2.NeuronGroup(
-                len(offset), NEURON, threshold="v >= fire and t_in_timesteps >= begin", reset="v -= amplitude", name=name,
+                len(offset), NEURON, threshold="v >= fire and t_in_timesteps >= begin",
+                reset="v -= amplitude",
+                name=name,
                 namespace={"brought": brought},
             )  # fmt: skip
             group.run_regularly(STEP.format(driven=driven), when="before_thresholds")

@@ -2,8 +2,8 @@
 
     python lava_clock.py RUNTIME BUNDLE OUT.npz
 
-The first step compiles the processes and starts them; all other steps are what is called running. OUT gets what
-every stage sent, its saturations, and the times.
+The first step compiles the processes and starts them; all other steps are what is called running. OUT gets
+what every stage sent, its saturations, and clock: seconds to start, seconds to run, steps run.
 """
 
 import json

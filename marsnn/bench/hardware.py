@@ -155,7 +155,7 @@ def speed(neuron: str, config: HardwareConfig, peers: Sequence[Peer] = PEERS) ->
     with tempfile.TemporaryDirectory() as folder:
         bundle = export(network(neuron, config.width), x, Path(folder) / "bundle")
         assert isinstance(bundle, Bundle)
-        simulator = FastIntegers(bundle.graph)
+        simulator = FastIntegers(bundle.graph, torch.get_num_threads())
         ours: dict[str, tuple[Callable[[Any], IntegerRun], int]] = {
             "marsnn": (simulator.run, 1),
             f"marsnn, batch of {BATCH}": (simulator.run, BATCH),
@@ -472,8 +472,8 @@ def _speed_table(row: dict[str, Any]) -> str:
     wanted = {"marsnn": ">= 100", f"marsnn, batch of {BATCH}": ">= 1,000"}
     lines = [
         f"3 x {row['width']} {row['neuron']}, T = {STEPS}, {row['tokens']} tokens a sample; {rates} % of "
-        f"slots spike; {how}. All keep every stage's spikes. Start: what a peer's process does before its second "
-        "step.",
+        f"slots spike; {how}. All keep every stage's spikes. Start: what a peer's process does before its "
+        "second step.",
         "",
         "| simulator | tokens/s | in Lava's | wanted | start, s |",
         "|---|---|---|---|---|",

@@ -6,13 +6,14 @@
 What takes the time is spikes through weights, and neurons over their steps; both are in `kernels/integer.h`.
 
     spikes through a matrix     event by event: each adds its column, in 16 bits, to 64 neurons at once
-    values through a matrix     a product in float32 where no sum can reach 2^24, else in float64
+    8-bit inputs likewise       each a multiple of its column, in 32 bits
+    other values                a product in float32 where no sum can reach 2^24, else in float64
     ATMN, and the LIF-like      all steps of 64 neurons, one after the other
     everything else             as in `integer`, by its functions
 
-On a train of 4 steps, event by event took less time than a float32 product of each step at all rates up to 1, from
-64 to 4096 neurons (benchmarks of one core). A product of the summed train, which is the same only where nothing
-can be clipped on the way, would be faster from about one slot in four on.
+On a train of 4 steps, event by event took less time than a float32 product of each step at all rates up to 1,
+for 64 to 4096 neurons. A product of the summed train, which is the same only where nothing can be clipped on
+the way, would be faster from about one slot in four on.
 
 Where the loops can't be exact (numbers wider than those of a bundle) a stage runs by `integer`, too, and so
 does everything where there is no compiler. Samples go through the stages in pieces that a cache holds. Needs
@@ -23,7 +24,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +39,7 @@ from marsnn.hardware import integer
 from marsnn.hardware.arithmetic import saturate
 from marsnn.hardware.stages import (
     INPUT,
+    INPUT_MAX,
     KINDS,
     LARGEST_LEVEL,
     STATE_MAX,
@@ -81,6 +85,7 @@ class FastIntegers:
 
     Args:
         graph: of an export, or any other.
+        threads: that take pieces of a run, each some whole samples.
 
     Example:
         >>> import numpy as np
@@ -93,8 +98,10 @@ class FastIntegers:
         array([[11]], dtype=int32)
     """
 
-    def __init__(self, graph: IntegerGraph) -> None:
-        self.graph = graph
+    def __init__(self, graph: IntegerGraph, threads: int = 1) -> None:
+        if threads < 1:
+            raise InputError(f"threads must be at least 1, got {threads}")
+        self.graph, self.threads = graph, threads
         self.stages = [_Prepared(graph, stage) for stage in graph.stages]
         lasting = any(stage.carry == "sequence" or KINDS[stage.kind].remembers for stage in graph.stages)
         whole = graph.tokens_per_sample if lasting else 1
@@ -109,21 +116,35 @@ class FastIntegers:
         if W % graph.tokens_per_sample:
             raise InputError(f"{W} tokens don't divide into samples of {graph.tokens_per_sample}")
         flat = np.asarray(inputs, dtype=np.int64).reshape(W, -1)
+        if _largest(flat) <= INPUT_MAX:
+            flat = flat.astype(np.int8)
         result = IntegerRun(saturations=dict.fromkeys((stage.name for stage in graph.stages), 0))
         for stage in graph.stages:
             if stage.sends == "train":
                 result.spikes[stage.name] = np.empty((W, graph.steps, stage.neurons), dtype=np.int8)
             else:
                 result.values[stage.name] = np.empty((W, stage.neurons), dtype=np.int32)
-        for begin in range(0, max(W, 1), self.tokens):
-            piece = slice(begin, begin + self.tokens)
-            sent: dict[str, NDArray[Any]] = {INPUT: flat[piece]}
+
+        def piece(begin: int) -> list[int]:
+            part = slice(begin, begin + self.tokens)
+            sent: dict[str, NDArray[Any]] = {INPUT: flat[part]}
+            saturations = []
             for prepared in self.stages:
                 name = prepared.stage.name
                 output, clipped = prepared.run(sent)
-                result.saturations[name] += clipped
-                result.of(name)[piece] = output
-                sent[name] = result.of(name)[piece]
+                saturations.append(clipped)
+                result.of(name)[part] = output
+                sent[name] = result.of(name)[part]
+            return saturations
+
+        pieces = range(0, max(W, 1), self.tokens)
+        if self.threads == 1 or len(pieces) == 1:
+            counted = list(map(piece, pieces))
+        else:
+            with ThreadPoolExecutor(self.threads) as pool:
+                counted = list(pool.map(piece, pieces))
+        for name, *each in zip(result.saturations, *counted, strict=True):
+            result.saturations[name] = sum(each)
         return result
 
 
@@ -137,10 +158,10 @@ class _Prepared:
         for synapse in stage.synapses:
             if synapse.form == "dense" and graph.sends(synapse.source) == "value":
                 self.products[synapse.name] = _Product(synapse)
-            elif synapse.form == "dense" and _narrow(graph, synapse):
+            if synapse.form == "dense" and _narrow(graph, synapse):
                 self.events[synapse.name] = in_blocks(synapse.weight)
         self.numbers = _numbers(stage)
-        self.totals: dict[str, Doubles] = {}
+        self.kept = threading.local()
 
     def run(self, sent: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], int]:
         """What the stage sends, and its saturations."""
@@ -177,20 +198,27 @@ class _Prepared:
         tokens = len(next(iter(sent.values())))
         each = stage.takes == "step"
         shape = (tokens, T, columns) if each else (tokens, columns)
-        total = self.totals.get(port)
+        total = getattr(self.kept, port, None)
         if total is None or total.shape != shape:
-            total = self.totals[port] = np.empty(shape)
+            total = np.empty(shape)
+            setattr(self.kept, port, total)
         clipped, fresh = 0, True  # nothing is in `total` yet
         own = [synapse for synapse in stage.synapses if synapse.port == port]
         for synapse in sorted(own, key=lambda synapse: synapse.name not in self.events):
             signal = sent[synapse.source]
-            if synapse.name in self.events:
+            if synapse.name in self.events and signal.dtype == np.int8:
+                held = synapse.arrival == "held"
+                target = np.empty((tokens, columns)) if held else total
                 signal = np.ascontiguousarray(signal)
+                M, horner = signal.shape[-1], int(synapse.arrival == "horner")
+                length = T if signal.ndim == 3 else 1
                 clipped += loops.arrive(
-                    signal.ctypes.data, self.events[synapse.name].ctypes.data, total.ctypes.data,
-                    _factors(synapse, T).ctypes.data, tokens, T, signal.shape[-1], columns,
-                    int(synapse.arrival == "horner"), int(each), int(fresh),
+                    signal.ctypes.data, self.events[synapse.name].ctypes.data, target.ctypes.data,
+                    _factors(synapse, T).ctypes.data, tokens, length, M, columns, horner, int(each),
+                    int(fresh or held),
                 )  # fmt: skip
+                if held:
+                    total[:] = target[:, None] if fresh else total + target[:, None]
                 fresh = False
                 continue
             if fresh:
@@ -226,7 +254,7 @@ class _Product:
 
     def of(self, signal: NDArray[Any]) -> tuple[NDArray[Any], int]:
         """Sums [W, N] in whole numbers of a floating type, and their saturations as a token's."""
-        largest = self.largest * max(int(signal.max(initial=0)), -int(signal.min(initial=0)))
+        largest = self.largest * _largest(signal)
         dtype = np.dtype(np.float32 if largest < EXACT else np.float64)
         if dtype not in self._weights:
             shifted = self.synapse.weight.T << self.synapse.shift
@@ -244,13 +272,18 @@ def _reach(synapse: Synapse, signal: NDArray[Any]) -> NDArray[np.int64]:
         return integer.reach(synapse, signal.astype(np.int64))
     kernel = synapse.weight
     sums = int(np.abs(kernel).reshape(len(kernel), -1).sum(1).max(initial=0))
-    largest = sums * max(int(signal.max(initial=0)), -int(signal.min(initial=0)))
+    largest = sums * _largest(signal)
     number = np.float32 if largest < EXACT else np.float64
     return integer.convolve(signal, kernel, synapse.conv, number) << synapse.shift  # type: ignore[arg-type]
 
 
+def _largest(signal: NDArray[Any]) -> int:
+    """The largest magnitude."""
+    return max(int(signal.max(initial=0)), -int(signal.min(initial=0)))
+
+
 def _narrow(graph: IntegerGraph, synapse: Synapse) -> bool:
-    """Whether the loops can take spikes through a matrix: 8-bit weights, sums of 32 bits, 52 bits in all."""
+    """Whether the loops can take 8-bit numbers through a matrix: 8-bit weights, sums of 32 bits, 52 in all."""
     size = np.abs(synapse.weight)
     sums = int(size.sum(1).max(initial=0)) * LARGEST_LEVEL
     return bool((size <= WEIGHT_MAX).all()) and sums < 2**31 and sums << (synapse.shift + graph.steps) < 2**52

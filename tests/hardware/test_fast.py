@@ -26,9 +26,9 @@ def exported(family, seed, **sizes):
     return found.graph, found.inputs
 
 
-def differences(graph, inputs):
+def differences(graph, inputs, threads=1):
     """Stages in which the fast run isn't the reference's, in values, types or saturations."""
-    expected, found = integer.run(graph, inputs), FastIntegers(graph).run(inputs)
+    expected, found = integer.run(graph, inputs), FastIntegers(graph, threads).run(inputs)
     assert list(found.spikes) == list(expected.spikes)
     assert list(found.values) == list(expected.values)
     assert list(found.saturations) == list(expected.saturations)
@@ -172,6 +172,17 @@ def test_samples_that_do_not_fit_the_cache_at_once_are_the_same(monkeypatch):
         graph, inputs = by_hand(seed)
         assert FastIntegers(graph).tokens < len(inputs) or len(inputs) == 3
         assert not differences(graph, inputs)
+        assert not differences(graph, inputs, threads=3)
+
+
+def test_threads_are_at_least_one():
+    with pytest.raises(InputError, match="threads must be at least 1, got 0"):
+        FastIntegers(by_hand(5)[0], 0)
+
+
+def test_inputs_wider_than_8_bits_are_the_same():
+    graph, inputs = by_hand(3)
+    assert not differences(graph, 40 * inputs)
 
 
 def test_runs_do_not_see_each_other():
@@ -229,6 +240,7 @@ MUTANTS = {
         "static_cast<int32_t>(x))",
         "static_cast<int32_t>(x) - (x < static_cast<int32_t>(x)))",
     ),
+    "an input in three is skipped": ("e += 2) {  // 2 * 127 * 127 fits 16 bits", "e += 3) {"),
     "16 bits overflow": ("UNFLUSHED = 258", "UNFLUSHED = 300"),
     "one adaptation for all levels' spikes": ("size * adaptation[n]", "(size > 0) * adaptation[n]"),
     "saturations of the current uncounted": ("(kept != driven ? 1.0 : 0.0) +", ""),

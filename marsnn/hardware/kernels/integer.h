@@ -72,6 +72,13 @@ struct Events {  // of one row of spikes
   static uint64_t bits(uint64_t bytes) { return bytes * 0x0102040810204080ull >> 56; }
 };
 
+inline void flush(const Half& first, const Half& second, int32_t* sums) {
+  int16_t flat[BLOCK];
+  std::memcpy(flat, &first, BLOCK);
+  std::memcpy(flat + BLOCK / 2, &second, BLOCK);
+  for (long n = 0; n < BLOCK; ++n) sums[n] += flat[n];
+}
+
 template <bool MINUS>
 inline void add(const int32_t* list, long length, const int16_t* weights, int32_t* sums) {
   for (long begin = 0; begin < length; begin += UNFLUSHED) {
@@ -84,10 +91,7 @@ inline void add(const int32_t* list, long length, const int16_t* weights, int32_
       if (MINUS) first -= left, second -= right;
       else first += left, second += right;
     }
-    const Half held[] = {first, second};
-    int16_t flat[BLOCK];
-    std::memcpy(flat, held, sizeof flat);
-    for (long n = 0; n < BLOCK; ++n) sums[n] += flat[n];
+    flush(first, second, sums);
   }
 }
 
@@ -96,11 +100,17 @@ inline void gather(const Events& events, const int8_t* spikes, const int16_t* we
   std::memset(sums, 0, BLOCK * sizeof(int32_t));
   add<false>(events.up.data(), events.ups, weights, sums);
   add<true>(events.down.data(), events.downs, weights, sums);
-  for (long e = 0; e < events.others; ++e) {
-    const long m = events.larger[e];
-    const int32_t level = spikes[m];
-    const int16_t* row = weights + m * BLOCK;
-    for (long n = 0; n < BLOCK; ++n) sums[n] += level * row[n];
+  for (long e = 0; e < events.others; e += 2) {  // 2 * 127 * 127 fits 16 bits
+    Half first{}, second{};
+    for (long each = e; each < std::min(e + 2, events.others); ++each) {
+      const long m = events.larger[each];
+      Half left, right;
+      std::memcpy(&left, weights + m * BLOCK, BLOCK);
+      std::memcpy(&right, weights + m * BLOCK + BLOCK / 2, BLOCK);
+      const int16_t level = spikes[m];
+      first += left * level, second += right * level;
+    }
+    flush(first, second, sums);
   }
 }
 
@@ -115,10 +125,9 @@ extern "C" {
 long arrive(const int8_t* spikes, const int16_t* weights, double* total, const double* factor, long W, long T,
             long M, long columns, int doubling, int each, int fresh) {
   long count = 0;
-#pragma omp parallel for schedule(dynamic) reduction(+ : count)
+  std::vector<Events> rows;
   for (long begin = 0; begin < W; begin += CHUNK) {
     const long tokens = std::min(CHUNK, W - begin);
-    thread_local std::vector<Events> rows;
     if (static_cast<long>(rows.size()) < tokens * T) rows.resize(tokens * T);
     const int8_t* own = spikes + begin * T * M;
     for (long row = 0; row < tokens * T; ++row) rows[row].read(own + row * M, M);
@@ -162,7 +171,6 @@ long atmn(const double* sums, const double* numbers, double decay_of, int8_t* sp
           long columns) {
   long count = 0;
   const Real decay = static_cast<Real>(decay_of);
-#pragma omp parallel for schedule(static) reduction(+ : count)
   for (long w = 0; w < W; ++w) {
     Real h[BLOCK], fire[BLOCK], amplitude[BLOCK], over[BLOCK] = {};
     int8_t sent[BLOCK];
@@ -210,7 +218,6 @@ long lif(const double* currents, const double* numbers, int8_t* spikes, long run
          long columns, int most, double sign, int zero) {
   long count = 0;
   const long blocks = columns / BLOCK;
-#pragma omp parallel for schedule(dynamic) reduction(+ : count)
   for (long job = 0; job < runs * blocks; ++job) {
     const long run = job / blocks, block = job % blocks * BLOCK;
     const double *bias = numbers + block, *fire = bias + columns, *amplitude = fire + columns,

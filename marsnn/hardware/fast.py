@@ -154,12 +154,14 @@ class _Prepared:
     def __init__(self, graph: IntegerGraph, stage: Stage) -> None:
         self.graph, self.stage = graph, stage
         self.events: dict[str, NDArray[np.int16]] = {}
+        self.factors: dict[str, Doubles] = {}
         self.products: dict[str, _Product] = {}
         for synapse in stage.synapses:
             if synapse.form == "dense" and graph.sends(synapse.source) == "value":
                 self.products[synapse.name] = _Product(synapse)
             if synapse.form == "dense" and _narrow(graph, synapse):
                 self.events[synapse.name] = in_blocks(synapse.weight)
+                self.factors[synapse.name] = _factors(synapse, graph.steps)
         self.numbers = _numbers(stage)
         self.kept = threading.local()
 
@@ -214,7 +216,7 @@ class _Prepared:
                 length = T if signal.ndim == 3 else 1
                 clipped += loops.arrive(
                     signal.ctypes.data, self.events[synapse.name].ctypes.data, target.ctypes.data,
-                    _factors(synapse, T).ctypes.data, tokens, length, M, columns, horner, int(each),
+                    self.factors[synapse.name].ctypes.data, tokens, length, M, columns, horner, int(each),
                     int(fresh or held),
                 )  # fmt: skip
                 if held:
@@ -283,7 +285,7 @@ def _largest(signal: NDArray[Any]) -> int:
 
 
 def _narrow(graph: IntegerGraph, synapse: Synapse) -> bool:
-    """Whether the loops can take 8-bit numbers through a matrix: 8-bit weights, sums of 32 bits, 52 in all."""
+    """Whether the loops can take 8-bit numbers through a matrix: weights of 8 bits, sums of 32, 52 in all."""
     size = np.abs(synapse.weight)
     sums = int(size.sum(1).max(initial=0)) * LARGEST_LEVEL
     return bool((size <= WEIGHT_MAX).all()) and sums < 2**31 and sums << (synapse.shift + graph.steps) < 2**52

@@ -2,10 +2,12 @@
 docs/make_distill.py
 
 benchmarks/distillation.json      marsnn bench distillation
+benchmarks/distillation-t2.json   the same at T = 2
 benchmarks/distill-small.json     report.json of  marsnn distill docs/recipes/small.toml
 benchmarks/distill-smollm2.json   report.json of  marsnn distill docs/recipes/smollm2.toml
 benchmarks/step.json              marsnn bench step
 benchmarks/positions.json         report.json of  marsnn evaluate --positions
+benchmarks/positions-distilled.json   positions of  marsnn distill docs/recipes/smollm2-long.toml, two lengths
 """
 
 import json
@@ -53,6 +55,8 @@ def beside(found: dict) -> str:
         "|---" * 5 + "|",
     ]
     for table, theirs in PAPER.items():
+        if table not in found["tables"]:
+            continue
         cells = {arm: found["cells"][key] for arm, key in found["tables"][table].items()}
         names = list(cells)
         for place, arm in enumerate(names[1:], 1):
@@ -78,9 +82,9 @@ def told(found, scale: float = 100.0) -> str:
     return f"{scale * found.mean:+.2f}{half}{' *' if found.excludes(0.0) else ''}"
 
 
-def ablations() -> str:
+def ablations(kept_as: str) -> str:
     """Every table, and the paper's steps beside ours."""
-    found = kept("distillation")
+    found = kept(kept_as)
     settings, parts = found["settings"], []
     parts.append(
         f"{settings['seeds']} seeds; {settings['updates']} updates of {settings['batch']} x "
@@ -143,32 +147,55 @@ def curve() -> str:
     return "\n".join(lines)
 
 
-def positions() -> str:
-    """Bits per byte by position, and what the refined model is behind by."""
-    found = kept("positions")
-    rows = found["rows"]
-    first, *_, last = rows
+def positions(kept_as: str) -> str:
+    """Bits per byte by position, text by text, and what rows are above the first one."""
+    found = kept(kept_as)
     parts = []
-    for length in found["settings"]["positions"]:
-        named = {name: row["positions"][str(length)] for name, row in rows.items() if "positions" in row}
-        ends = list(named[first])
-        lines = [f"| windows of {length:,} | " + " | ".join(f"to {int(end):,}" for end in ends) + " |"]
-        lines.append("|---" * (1 + len(ends)) + "|")
-        for name, each in named.items():
-            lines.append(f"| {name} | " + " | ".join(f"{each[end]:.3f}" for end in ends) + " |")
-        behind = " | ".join(f"{named[last][end] / named[first][end] - 1:+.1%}" for end in ends)
-        lines.append(f"| {last}, above {first} | {behind} |")
-        parts.append("\n".join(lines))
+    for length, texts in found["settings"]["position_windows"].items():
+        for text, number in texts.items():
+            named = {
+                name: row["positions"][length][text]
+                for name, row in found["rows"].items()
+                if "positions" in row
+            }
+            dense = next(iter(named.values()))
+            windows = "1 window" if number == 1 else f"{number} windows"
+            head = f"{text}, {windows} of {int(length):,}"
+            lines = ["| " + " | ".join([head, *(f"to {int(end):,}" for end in dense)]) + " |"]
+            lines.append("|---" * (1 + len(dense)) + "|")
+            for name, each in named.items():
+                cells = [
+                    f"{bits:.3f}" + ("" if each is dense else f" ({bits / dense[end] - 1:+.1%})")
+                    for end, bits in each.items()
+                ]
+                lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            parts.append("\n".join(lines))
+    if "device" in found:
+        parts.append(f"Measured and learnt on {found['device']}. " + " ".join(_learning(found)))
     return "\n\n".join(parts)
 
 
+def _learning(found: dict) -> list[str]:
+    """How long the distillation took by the length of its rows."""
+    lines = []
+    for each in found["distillation"].values():
+        settings, seconds = each["settings"], each["course"][-1]["train_runtime"]
+        lines.append(
+            f"{each['tokens']:,} tokens in {settings['updates']} updates of {settings['batch']} x "
+            f"{settings['length']:,}: {seconds:.0f} s."
+        )
+    return lines
+
+
 SECTIONS = {
-    "ablations": (ablations, "distillation"),
+    "ablations": (lambda: ablations("distillation"), "distillation"),
+    "ablations-t2": (lambda: ablations("distillation-t2"), "distillation-t2"),
     "small": (lambda: report("distill-small"), "distill-small"),
     "smollm2": (lambda: report("distill-smollm2"), "distill-smollm2"),
     "curve": (curve, "distill-smollm2"),
     "step": (lambda: step.markdown(kept("step")), "step"),
-    "positions": (positions, "positions"),
+    "positions": (lambda: positions("positions"), "positions"),
+    "positions-distilled": (lambda: positions("positions-distilled"), "positions-distilled"),
 }
 """Mark -> what stands there, and the kept file that it comes from."""
 
@@ -178,8 +205,7 @@ def page(text: str) -> str:
     for mark, (make, name) in SECTIONS.items():
         if f"<!-- {mark} -->" not in text or not (KEPT / f"{name}.json").is_file():
             continue
-        inside = make()
-        text = written(text, mark, inside)
+        text = written(text, mark, make())
     return text
 
 

@@ -113,9 +113,10 @@ def tables() -> str:
 
 
 def written(text: str, mark: str, inside: str) -> str:
-    """A page with what stands between its marks written anew."""
+    """A page with what stands between its marks written anew; nothing where `inside` is empty."""
     section = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", flags=re.DOTALL)
-    return section.sub(lambda found: f"{found[1]}\n{inside}\n\n{found[2]}", text)
+    told = f"\n{inside}\n\n" if inside else ""
+    return section.sub(lambda found: f"{found[1]}{told}{found[2]}", text)
 
 
 def page(text: str) -> str:

@@ -5,10 +5,11 @@ each file; nothing where there is none.
 """
 
 import json
-import re
 import shlex
 from dataclasses import fields
 from pathlib import Path
+
+from make_refine import written
 
 from marsnn.bench.models import ModelsConfig, markdown
 from marsnn.bench.models_table import mean
@@ -110,11 +111,7 @@ def section(kept: dict[str, dict]) -> str:
 
 def page(text: str, kept: dict[str, dict] | None = None) -> str:
     """docs/results.md with its section."""
-    inside = section(results() if kept is None else kept)
-    mark = re.compile(r"(<!-- models -->\n).*?(<!-- end -->)", flags=re.DOTALL)
-    return mark.sub(
-        lambda found: f"{found[1]}\n{inside}\n\n{found[2]}" if inside else found[1] + found[2], text
-    )
+    return written(text, "models", section(results() if kept is None else kept))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ benchmarks/neurons.json, and docs/images/speed.png is drawn from the same file.
 """
 
 import json
-import re
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
+
+from make_refine import written
 
 from marsnn.bench.neurons import markdown
 from marsnn.plots.files import save_figure
@@ -18,12 +19,11 @@ from marsnn.plots.speed import speed_panels
 
 DOCS = Path(__file__).parent
 RESULT = json.loads((DOCS.parent / "benchmarks" / "neurons.json").read_text(encoding="utf-8"))
-SECTION = re.compile(r"(<!-- speed -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
 def page(text: str) -> str:
     """The page with its tables written anew."""
-    return SECTION.sub(lambda found: f"{found[1]}\n{markdown(RESULT)}\n\n{found[2]}", text)
+    return written(text, "speed", markdown(RESULT))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ benchmarks/ssm.json and benchmarks/memory-*.json, and docs/images/ssm.png is dra
 """
 
 import json
-import re
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
+
+from make_refine import written
 
 from marsnn.bench import memory, ssm
 from marsnn.plots.files import save_figure
@@ -33,8 +34,7 @@ def memories() -> str:
 def page(text: str) -> str:
     """The page with its tables written anew."""
     for mark, tables in (("ssm", ssm.markdown(result("ssm"))), ("memory", memories())):
-        section = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", flags=re.DOTALL)
-        text = section.sub(lambda found, tables=tables: f"{found[1]}\n{tables}\n\n{found[2]}", text)
+        text = written(text, mark, tables)
     return text
 
 

@@ -11,7 +11,8 @@
     |-- DivergedError (ArithmeticError)  a training met NaN or infinity
     |-- MissingDependencyError (ImportError)   an optional package is not installed
     |-- MeterError (RuntimeError)       an energy meter that is not there, or failed while it measured
-    `-- LavaError (RuntimeError)        Lava's environment is missing or its run failed
+    |-- LavaError (RuntimeError)        Lava's environment is missing or its run failed
+    `-- SanafeError (RuntimeError)      the same of SANA-FE
 
 Messages are one line: where, what arrived, what was expected, what to do. The command line prints
 that line and exits with 2; no error class changes this.
@@ -81,3 +82,7 @@ class MeterError(MarsnnError, RuntimeError):
 
 class LavaError(MarsnnError, RuntimeError):
     """Lava's own environment is missing, or its simulator did not finish."""
+
+
+class SanafeError(MarsnnError, RuntimeError):
+    """SANA-FE's own environment is missing, or its simulator did not finish."""

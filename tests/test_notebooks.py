@@ -26,6 +26,7 @@ SMALLER = {
         "MODEL": None, "UPDATES": 3, "LENGTH": 64, "SEQUENCES": 40, "TOKENS": 128, "CONTEXT": 64,
     },
     "06_distill.ipynb": {"TEACHER": None, "ALIGN": 2, "UPDATES": 4, "LENGTH": 64, "TOKENS": 128},
+    "07_export.ipynb": {"EPOCHS": 2, "TUNING": 1},
 }  # fmt: skip
 
 # Homes and roots of Unix and Windows, installed packages: what a machine would tell of itself.

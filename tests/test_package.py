@@ -18,7 +18,7 @@ import marsnn
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "marsnn"
 
-OPTIONAL = {"transformers", "snntorch", "spikingjelly", "nir", "sklearn", "lava"}
+OPTIONAL = {"transformers", "snntorch", "spikingjelly", "nir", "sklearn", "lava", "sanafe", "brian2"}
 
 # Each row may import itself and the rows above it.
 ORDER = [
@@ -111,7 +111,7 @@ def test_the_subpackages_menus_are_honest(name):
 
 
 def sources():
-    """Module name -> its file, but for the two runtimes for Lava, which run without marsnn."""
+    """Module name -> its file, but for the runtimes for Lava and SANA-FE, which run without marsnn."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         if not path.parent.name.endswith("_runtime"):
@@ -237,6 +237,5 @@ def test_wheel_holds_every_file_of_the_package(wheel):
     assert "marsnn/py.typed" in here
     assert any(name.startswith("marsnn/energy/tables/") and name.endswith(".toml") for name in here)
     assert any(name.startswith("marsnn/hardware/profiles/") and name.endswith(".toml") for name in here)
-    assert "marsnn/hardware/lava_runtime/run.py" in here
-    assert "marsnn/hardware/netx_runtime/run.py" in here
+    assert {f"marsnn/hardware/{of}_runtime/run.py" for of in ("lava", "netx", "sanafe")} <= here
     assert "marsnn/neurons/kernels/unroll.h" in here

@@ -6,7 +6,7 @@
     parity    random networks of everything that can be exported, in Lava's simulator: what differs
 
 Every simulator gets the same bundle, and its spikes are compared with the golden ones before its time counts.
-Starting another simulator (Lava compiles processes, brian2 code) is timed apart. In each round all run, one
+Starting another simulator (Lava compiles processes, Brian 2 code) is timed apart. In each round all run, one
 after the other; ratios are taken within a round.
 """
 
@@ -43,6 +43,7 @@ from marsnn.hardware.exporter import export
 from marsnn.hardware.fast import FastIntegers, library
 from marsnn.hardware.lava import compare, find_python, verify
 from marsnn.hardware.qat import QuantizedNetwork
+from marsnn.hardware.sanafe_process import find_sanafe
 from marsnn.hardware.stages import IntegerRun
 from marsnn.network import Network
 from marsnn.neurons import ATMN, LIF
@@ -55,6 +56,7 @@ NEURONS = ("ATMN", "LIF")
 BATCH = 64
 """Samples that are run at once in the second row of our simulators."""
 BITS = (8, 6, 5, 4)
+BRIAN2 = "MARSNN_BRIAN2_PYTHON"
 SCRIPTS = Path(__file__).parent / "peer_runtime"
 
 
@@ -104,27 +106,23 @@ class Peer:
     python: Callable[[], str]  # that runs it; raises a MarsnnError where there is none
 
 
-def _python_with(package: str, setting: str) -> str:
-    """The interpreter of a peer: a setting of the environment, or this one."""
-    python = os.environ.get(setting, sys.executable)
+def _find_brian2() -> str:
+    """The interpreter of Brian 2: of a setting, or that of SANA-FE's environment, where it stands too."""
+    python = os.environ.get(BRIAN2) or find_sanafe()
     with suppress(OSError, subprocess.TimeoutExpired):
-        probe = subprocess.run(
-            [python, "-c", f"import {package}"], capture_output=True, timeout=120, check=False
-        )
+        probe = subprocess.run([python, "-c", "import brian2"], capture_output=True, timeout=120, check=False)
         if probe.returncode == 0:
             return python
-    raise InputError(
-        f"{package} was not found; set {setting} to a Python that imports it (pip install {package})"
-    )
+    raise InputError(f"{python} has no brian2; run  make sanafe , or set {BRIAN2} to a Python that has it")
 
 
 PEERS = (
     Peer("Lava", NEURONS, SCRIPTS / "lava_clock.py", find_python),
     Peer(
-        "brian2",
+        "Brian 2",
         ("LIF",),
         SCRIPTS / "brian2_clock.py",
-        partial(_python_with, "brian2", "MARSNN_BRIAN2_PYTHON"),
+        _find_brian2,
     ),
 )
 

@@ -186,6 +186,9 @@ def evaluate(
     positions: Annotated[
         str, typer.Option(help="windows in which quality is told by position, by commas, such as 8192")
     ] = "",
+    windows: Annotated[
+        int, typer.Option(help="of each of these lengths and each text, where it has so many", min=1)
+    ] = 4,
     speed: Annotated[
         bool, typer.Option("--speed", help="measure decode and prefill too, with dynamic int8")
     ] = False,
@@ -211,14 +214,15 @@ def evaluate(
     wanted = numbers("--contexts", contexts)
     config = EvaluationConfig(
         **({"texts": tuple(text)} if text else {}), tokens=tokens, context=context, tasks=tasks,
-        contexts=wanted, positions=numbers("--positions", positions) if positions else (), seed=seed,
+        contexts=wanted, positions=numbers("--positions", positions) if positions else (),
+        windows=windows, seed=seed,
     )  # fmt: skip
     if out:
         probe(out / "report.json")
     if lm_eval:
         from marsnn.refine.harness import harness, known_tasks
 
-        known_tasks(lm_eval, task_folder)
+        known = known_tasks(lm_eval, task_folder)
     tokenizer = load_tokenizer(model)
     check_texts(tokenizer, config)
     rows: dict[str, Any] = {}
@@ -242,7 +246,7 @@ def evaluate(
             found.rows[name]["speed"] = row
     if lm_eval:
         for name, row in found.rows.items():
-            row["lm_eval"] = harness(rows[name], tokenizer, lm_eval, task_folder)
+            row["lm_eval"] = harness(rows[name], tokenizer, lm_eval, known)
     if out:
         save_report(found, out)
     if as_json:

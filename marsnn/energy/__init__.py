@@ -3,7 +3,7 @@ it joules measured, where this machine has a meter.
 """
 
 from marsnn.energy.audit import count
-from marsnn.energy.counts import LayerCounts, OperationCounts
+from marsnn.energy.counts import Hops, LayerCounts, OperationCounts
 from marsnn.energy.measured import MeasuredEnergy, Measurement, measure, measure_network
 from marsnn.energy.meter import find_meters
 from marsnn.energy.report import EnergyReport
@@ -12,6 +12,7 @@ from marsnn.energy.tables import EnergyTable, load_table, table_names
 __all__ = [
     "EnergyReport",
     "EnergyTable",
+    "Hops",
     "LayerCounts",
     "MeasuredEnergy",
     "Measurement",

@@ -62,6 +62,25 @@ class LayerCounts:
         return LayerCounts(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
+@dataclass(frozen=True)
+class Hops:
+    """What one layer sends over a chip's mesh by a placement, per token."""
+
+    messages: float = 0.0
+    """An event to one core; to two cores it is two."""
+    east_west: float = 0.0
+    """Tiles passed along rows."""
+    north_south: float = 0.0
+    """Tiles passed along columns."""
+
+    def __add__(self, other: Hops) -> Hops:
+        return Hops(
+            self.messages + other.messages,
+            self.east_west + other.east_west,
+            self.north_south + other.north_south,
+        )
+
+
 @dataclass
 class OperationCounts:
     """Operations of one run, layer by layer.

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from marsnn.energy.counts import LayerCounts, OperationCounts
+from marsnn.energy.counts import Hops, LayerCounts, OperationCounts
 from marsnn.energy.measured import MeasuredEnergy, Measurement
 from marsnn.energy.page import page
 from marsnn.energy.tables import EnergyTable, load_table
@@ -44,6 +44,9 @@ OPERATIONS = {
 }
 """Column of the text -> field of LayerCounts."""
 
+ON_THE_MESH = {"messages": "messages", "hops E-W": "hops_east_west", "hops N-S": "hops_north_south"}
+"""Column of the text -> operation of a row, where a placement gave hops."""
+
 
 @dataclass(frozen=True)
 class Energy:
@@ -59,8 +62,18 @@ class Row:
     """One layer, or the total: operations and energy, per token."""
 
     name: str
-    operations: dict[str, float]  # fields of LayerCounts
+    operations: dict[str, float]  # fields of LayerCounts; with hops, the values of ON_THE_MESH
     energy: dict[str, Energy]  # table name -> Energy
+
+
+class Placed(Protocol):
+    """What a report takes of a placement."""
+
+    @property
+    def hops(self) -> Mapping[str, Hops] | None: ...  # by layer, per token; None where it doesn't fit
+
+    @property
+    def summary(self) -> str: ...  # the chip, the cores, where the events come from
 
 
 class EnergyReport:
@@ -78,6 +91,8 @@ class EnergyReport:
             always added.
         name: the title of the text.
         measured: what `marsnn.energy.measure` said about the same network; None: nobody measured.
+        placement: of `marsnn.hardware.place.place`: tables of events charge its hops. None leaves hops out,
+            which the notes say.
 
     Attributes:
         rows: a Row for each layer.   total: the Row of their sum.   totals: table name -> Energy of the sum.
@@ -98,6 +113,7 @@ class EnergyReport:
         tables: Iterable[PathLike | EnergyTable] = DEFAULT_TABLES,
         name: str = "spiking",
         measured: MeasuredEnergy | None = None,
+        placement: Placed | None = None,
     ) -> None:
         for what, given in (("counts", counts), ("dense", dense)):
             if not isinstance(given, OperationCounts) and not (what == "dense" and given is None):
@@ -113,19 +129,32 @@ class EnergyReport:
         self.measured = measured
         self.name = str(name)
         self.tables = _gathered(tables)
-        self.rows = [self._row(layer, booked) for layer, booked in counts.layers.items()]
-        self.total = self._row("total", counts.total, dense.total if dense else None)
+        self.placement = placement
+        hops = None if placement is None else placement.hops
+        self.hops = None if hops is None else dict(hops)
+        named = [*counts.layers, *(layer for layer in self.hops or () if layer not in counts.layers)]
+        self.rows = [
+            self._row(layer, counts.layers.get(layer, LayerCounts()), (self.hops or {}).get(layer, Hops()))
+            for layer in named
+        ]
+        passed = sum((self.hops or {}).values(), Hops())
+        self.total = self._row("total", counts.total, passed, dense.total if dense else None)
         self.totals = self.total.energy
         self.notes = self._notes()
 
-    def _row(self, name: str, booked: LayerCounts, twin: LayerCounts | None = None) -> Row:
+    def _row(self, name: str, booked: LayerCounts, hops: Hops, twin: LayerCounts | None = None) -> Row:
         if self.dense is not None and twin is None:
             twin = self.dense.layers.get(name)
         per_token = {key: value / self.counts.tokens for key, value in asdict(booked).items()}
         per_token["neuron_updates"] = booked.neuron_updates / self.counts.tokens
+        run = None  # hops of all tokens, as the counts are
+        if self.hops is not None:
+            per_token |= {f"hops_{key}" if "_" in key else key: each for key, each in asdict(hops).items()}
+            tokens = self.counts.tokens
+            run = Hops(hops.messages * tokens, hops.east_west * tokens, hops.north_south * tokens)
         energy = {}
         for key, table in self.tables.items():
-            spiking_pj = table.spiking_pj(booked) / self.counts.tokens
+            spiking_pj = table.spiking_pj(booked, run) / self.counts.tokens
             if self.dense is None:
                 dense_pj, tokens = table.dense_pj(booked, elementwise=False), self.counts.tokens
             else:
@@ -153,6 +182,7 @@ class EnergyReport:
             "biases are booked as one addition a token; the sender's decode weights are folded into synapses",
             f"memory traffic is not charged: {self.total.operations['bytes_moved']:,.0f} bytes a token moved "
             "(weights, activations)",
+            *self._notes_on_hops(),
         ]
         for what, given in (("", self.counts), ("dense: ", self.dense)):
             if given is not None and given.unattributed:
@@ -168,6 +198,20 @@ class EnergyReport:
         for table in self.tables.values():
             notes += [f"{table.name}: {note}" for note in (f"{table.title}; {table.precision}", *table.notes)]
         return notes
+
+    def _notes_on_hops(self) -> list[str]:
+        priced = ", ".join(table.name for table in self.tables.values() if table.prices_hops)
+        if not priced:
+            return []
+        if self.placement is None:
+            return [f"hops between tiles are left out of {priced}: no placement was given"]
+        where = self.placement.summary
+        if self.hops is None:
+            return [f"hops between tiles are left out of {priced}: there is no placement on {where}"]
+        return [
+            f"{priced}: hops by a placement on {where}; each message of an event to one core costs a spike "
+            "within its tile, too",
+        ]
 
     # ---- showing it ---------------------------------------------------------------------------------
 
@@ -188,6 +232,14 @@ class EnergyReport:
         for row in rows:
             cells = (_number(row.operations[key]).rjust(10) for key in OPERATIONS.values())
             lines.append(_short(row.name, label) + "".join(cells))
+        if self.hops is not None:
+            lines += ["", "on the mesh, per token", "layer".ljust(label) + _cells(ON_THE_MESH, 12)]
+            lines += [
+                _short(row.name, label)
+                + _cells((_number(row.operations[key]) for key in ON_THE_MESH.values()), 12)
+                for row in rows
+                if any(row.operations[key] for key in ON_THE_MESH.values()) or row is self.total
+            ]
         names = list(self.tables)
         for start in range(0, len(names), TABLES_ABREAST):
             lines += ["", *_energy_block(rows, names[start : start + TABLES_ABREAST], label)]
@@ -325,6 +377,10 @@ def _measured_cells(told: Measurement) -> list[str]:
     if told.below_resolution:
         return ["below resolution", f"< {_number(told.resolution_j * PJ)}"]
     return [_number(told.per_token_j.mean * PJ), _number((told.per_token_j.half or 0.0) * PJ)]
+
+
+def _cells(texts: Iterable[str], width: int) -> str:
+    return "".join(text.rjust(width) for text in texts)
 
 
 def _number(value: float | None) -> str:

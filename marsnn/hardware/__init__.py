@@ -1,6 +1,7 @@
-"""From a trained Network to a chip: `export` writes a bundle, `verify` compares it with Lava.
+"""From a trained Network to a chip: `export` writes a bundle, `verify` compares it with Lava, `validate_energy`
+with SANA-FE.
 
-Names load on first use: `verify` and `load` need numpy alone, `export` needs torch.
+Names load on first use: `verify`, `validate_energy` and `load` need numpy alone, `export` needs torch.
 """
 
 from importlib import import_module
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
     from marsnn.hardware.netx_network import network_of
     from marsnn.hardware.nir import read_nir, to_nir, write_nir
     from marsnn.hardware.qat import QuantizedNetwork
+    from marsnn.hardware.sanafe import EnergyValidation, validate_energy
 
 _HOMES = {
     "Bundle": "bundle",
+    "EnergyValidation": "sanafe",
     "LoihiModel": "loihi",
     "NetxExport": "netx",
     "QuantizedNetwork": "qat",
@@ -31,6 +34,7 @@ _HOMES = {
     "read_netx": "netx_file",
     "read_nir": "nir",
     "to_nir": "nir",
+    "validate_energy": "sanafe",
     "verify": "lava",
     "verify_netx": "netx_lava",
     "write_netx": "netx",
@@ -39,6 +43,7 @@ _HOMES = {
 
 __all__ = [
     "Bundle",
+    "EnergyValidation",
     "LoihiModel",
     "NetxExport",
     "QuantizedNetwork",
@@ -50,6 +55,7 @@ __all__ = [
     "read_netx",
     "read_nir",
     "to_nir",
+    "validate_energy",
     "verify",
     "verify_netx",
     "write_netx",

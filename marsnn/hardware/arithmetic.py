@@ -30,7 +30,7 @@ def ratio(x: Ints, by: Ints | int) -> Ints:
 
 
 def root(x: Ints) -> Ints:
-    """The largest integer whose square is at most x, for x from 0 to below 2^63."""
+    """The largest integer whose square is at most x, for x from 0 to 9 * 10^18."""
     found = np.sqrt(x.astype(np.float64)).astype(np.int64)
     found = np.where(found * found > x, found - 1, found)
     return np.where((found + 1) * (found + 1) <= x, found + 1, found)

@@ -16,7 +16,7 @@ from marsnn.energy.report import EnergyReport
 from marsnn.errors import InputError, ShapeError
 from marsnn.files import PathLike
 from marsnn.hardware import bundle as bundles
-from marsnn.hardware import integer
+from marsnn.hardware import integer, place
 from marsnn.hardware.bundle import Bundle
 from marsnn.hardware.certificate import certify
 from marsnn.hardware.graph import extract
@@ -99,7 +99,8 @@ def _bundle(network: Network, sample: Tensor, path: PathLike, mode: str, bits: i
         integers = as_counts(integers)
         golden = integer.run(integers, inputs)
     counts = counts_of(integers, inputs, golden)
-    report = EnergyReport(counts, name=f"{mode} bundle")
+    placed = place.place(integers, traffic=place.events_of(golden))
+    report = EnergyReport(counts, name=f"{mode} bundle", placement=placed if placed.fits else None)
     return bundles.write(
         path,
         integers,
@@ -119,6 +120,7 @@ def _bundle(network: Network, sample: Tensor, path: PathLike, mode: str, bits: i
             "drift": told,
             "counts": counts.to_dict(),
             "energy": report.to_dict(),
+            "placement": placed.to_dict(),
         },
     )
 

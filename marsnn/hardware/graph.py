@@ -126,7 +126,9 @@ class _Reader:
     def read(self) -> None:
         network = self.network
         if self.steps > LARGEST_STEPS:
-            self.refuse(network.names[0], f"T = {self.steps} micro-steps a token; use at most {LARGEST_STEPS}")
+            self.refuse(
+                network.names[0], f"T = {self.steps} micro-steps a token; use at most {LARGEST_STEPS}"
+            )
         signal = self.outputs[INPUT]
         broken = False
         for name, layer in network.layers.items():
@@ -145,7 +147,9 @@ class _Reader:
                 continue
             signal = self.outputs[name] = self.shared(name, found)
         if not network.neurons:
-            self.refusals.append("the network has no spiking neuron, so there is nothing for the chip to time")
+            self.refusals.append(
+                "the network has no spiking neuron, so there is nothing for the chip to time"
+            )
         self.check_doublings()
         if broken or self.refusals:
             return
@@ -250,7 +254,9 @@ class _Reader:
     def norm(self, name: str, layer: nn.Module, signal: Signal) -> Signal | None:
         shape = tuple(layer.normalized_shape)  # type: ignore[arg-type]
         if shape != signal.shape or len(shape) != 1:
-            self.refuse(name, f"normalises {list(shape)} of {list(signal.shape)}; only whole vectors are mapped")
+            self.refuse(
+                name, f"normalises {list(shape)} of {list(signal.shape)}; only whole vectors are mapped"
+            )
             return None
         size = shape[0]
         gain = np.ones(size) if layer.weight is None else _real(layer.weight)  # type: ignore[arg-type]
@@ -282,7 +288,10 @@ class _Reader:
         gate, values, key, query, forgetting = (
             Signal(
                 f"{signal.name}.{part}",
-                tuple(replace(term, map=term.map.rows(begin, end)) for term in signal.terms),  # type: ignore[union-attr]
+                tuple(
+                    replace(term, map=term.map.rows(begin, end), name=f"{term.name}.{part}")  # type: ignore[union-attr]
+                    for term in signal.terms
+                ),
                 signal.bias[begin:end],
                 (int(end - begin),),
             )
@@ -324,18 +333,16 @@ class _Reader:
         synapses: list[RealSynapse] = []
         for port, signal in ports.items():
             for term in signal.terms:
-                label = term.name or f"{name}.{term.source}"
-                taken = {each.name for each in synapses} | {
-                    each.name for stage in self.stages for each in stage.synapses
-                }
-                number = next(n for n in range(1, 10**6) if (label if n == 1 else f"{label}-{n}") not in taken)
-                label = label if number == 1 else f"{label}-{number}"
+                label = self.free(term.name or f"{name}.{term.source}", term.source, synapses)
                 sender = self.neurons.get(term.source)
                 worth, arrival = _worth(sender, every_step, self.steps)
                 own = each_of(shape) if term.map is None else term.map
                 if sender is not None:
                     size = self.outputs[term.source].shape
-                    folded = own.columns(np.broadcast_to(worth * _wide(sender, sender.threshold, size), (int(np.prod(size)),)), size)  # type: ignore[arg-type]  # noqa: E501
+                    folded = own.columns(
+                        np.broadcast_to(worth * _wide(sender, sender.threshold, size), (int(np.prod(size)),)),
+                        size,
+                    )  # type: ignore[arg-type]
                     if isinstance(folded, str):
                         self.refuse(term.source, folded)
                         folded = own
@@ -344,6 +351,13 @@ class _Reader:
         bias = {port: signal.bias for port, signal in ports.items()}
         self.stages.append(RealStage(name, kind, shape, tuple(synapses), bias, of or {}, **settings))
         return Signal(name, (Merged(name),), np.zeros(int(np.prod(shape))), shape)
+
+    def free(self, label: str, source: str, beside: list[RealSynapse]) -> str:
+        """A name that no synapse has: a layer that takes several senders has one synapse for each."""
+        stages = (*(each for stage in self.stages for each in stage.synapses), *beside)
+        taken = {each.name for each in stages}
+        names = (label, f"{label}.{source}", *(f"{label}.{source}-{number}" for number in range(2, 1000)))
+        return next(each for each in names if each not in taken)
 
 
 # ---- what has an image -------------------------------------------------------------------------------

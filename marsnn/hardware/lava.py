@@ -109,12 +109,12 @@ class Verification:
             "lava": "Lava's simulator",
             "integer": "the integer model against itself; Lava was not asked",
         }[self.simulator]
-        values = f", {self.values} graded values" if self.values else ""
-        line = (
-            f"{self.mismatches} mismatches of {self.slots} spike slots ({self.positive} spikes +1, "
-            f"{self.negative} spikes -1){values} and {self.sums} output sums; {label}, "
-            f"{self.seconds:.1f} s"
-        )
+        told = [f"{self.slots} spike slots ({self.positive} spikes +1, {self.negative} spikes -1)"]
+        told += [f"{self.values} graded values"] if self.values else []
+        told += [f"{self.sums} output sums"] if self.sums else []
+        told = told[1:] if not self.slots and len(told) > 1 else told
+        listed = told[0] if len(told) == 1 else f"{', '.join(told[:-1])} and {told[-1]}"
+        line = f"{self.mismatches} mismatches of {listed}; {label}, {self.seconds:.1f} s"
         return line if self.first is None else f"{line}\nfirst mismatch: {self.first}"
 
 

@@ -54,10 +54,14 @@ class Kernel:
         """As `Dense.columns`; all neurons of a channel have to be worth the same."""
         by_channel = worth.reshape(self.conv.source[0], -1)
         if (by_channel != by_channel[:, :1]).any():
-            return "thresholds differ within a channel, whose kernel has one weight for all; use feature_dim=-3"
+            return (
+                "thresholds differ within a channel, whose kernel has one weight for all; use feature_dim=-3"
+            )
         each = by_channel[:, 0].reshape(self.conv.groups, -1)  # [groups, C_in / groups]
         per_output = np.repeat(each, len(self.weight) // self.conv.groups, axis=0)
-        return replace(self, weight=self.weight * per_output.reshape(*per_output.shape, *[1] * len(self.conv.stride)))
+        return replace(
+            self, weight=self.weight * per_output.reshape(*per_output.shape, *[1] * len(self.conv.stride))
+        )
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,8 @@ class Merged:
 def affine_of(layer: nn.Module, shape: tuple[int, ...]) -> Own | str:
     """A linear layer on inputs [*shape], or why it has no map."""
     exact = deepcopy(layer).double().cpu().eval()
-    if isinstance(layer, nn.Linear):
-        if len(shape) != 1:
-            return f"a Linear on {list(shape)}; put a Flatten before it"
+    if isinstance(layer, nn.Linear) and len(shape) != 1:
+        return f"a Linear on {list(shape)}; put a Flatten before it"
     try:
         with torch.no_grad():
             out = tuple(exact(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:])
@@ -118,7 +121,7 @@ def affine_of(layer: nn.Module, shape: tuple[int, ...]) -> Own | str:
             y: Tensor = exact(torch.from_numpy(x).reshape(1, *shape))
         return y.reshape(-1).numpy().copy()
 
-    found: Dense | Kernel | None | str = None
+    found: Dense | Kernel | str | None = None
     if isinstance(layer, nn.Linear):
         found = Dense(_real(layer.weight))
     elif isinstance(layer, nn.Conv1d | nn.Conv2d):
@@ -150,9 +153,7 @@ def _convolution(layer: nn.Conv1d | nn.Conv2d, shape: tuple[int, ...], out: tupl
 
 def _pool(layer: nn.AvgPool1d | nn.AvgPool2d, shape: tuple[int, ...], out: tuple[int, ...]) -> Kernel | str:
     rank = 1 if isinstance(layer, nn.AvgPool1d) else 2
-    size, stride, padding = (
-        _tuple(each, rank) for each in (layer.kernel_size, layer.stride, layer.padding)
-    )
+    size, stride, padding = (_tuple(each, rank) for each in (layer.kernel_size, layer.stride, layer.padding))
     if layer.ceil_mode or (any(padding) and not layer.count_include_pad):
         return "windows of an average that are cut at the border have other weights; pad or crop the input"
     divisor = getattr(layer, "divisor_override", None) or int(np.prod(size))
@@ -212,7 +213,9 @@ def _kernels(after: Kernel, before: Kernel) -> Kernel | str:
                 for i, d1, s1, j, d2 in zip(first, b.dilation, b.stride, second, a.dilation, strict=True)
             )
             own = first if mixing is before else second
-            weight[(slice(None), slice(None), *place)] += share * mixing.weight[(slice(None), slice(None), *own)]
+            weight[(slice(None), slice(None), *place)] += (
+                share * mixing.weight[(slice(None), slice(None), *own)]
+            )
     conv = Convolution(
         b.source,
         a.target,

@@ -40,8 +40,8 @@ def _refused(graph: IntegerGraph, stage: Stage) -> list[str]:
         return []
     if stage.kind != "atmn":
         return [
-            f"{stage.name}: only an ATMN's train is one number; its neurons take a current at every step. Use "
-            "window mode"
+            f"{stage.name}: only an ATMN's train is one number; its neurons take a current at every step. "
+            "Use window mode"
         ]
     if (stage.arrays["fire"] != stage.arrays["amplitude"]).any():
         return [
@@ -57,7 +57,7 @@ def _worth(stage: Stage, steps: int) -> Ints:
     """What each level [K] adds to the number, the first first."""
     decay = int(stage.arrays["decay"])
     if decay > UNITY:
-        return np.ones(2**min(steps, 20) - 1, dtype=np.int64)
+        return np.ones(2 ** min(steps, 20) - 1, dtype=np.int64)
     if decay == UNITY:
         return np.ones(steps, dtype=np.int64)
     return 2 ** np.arange(min(steps, 40), dtype=np.int64)
@@ -95,7 +95,7 @@ def levels_of(graph: IntegerGraph, stage: Stage, numbers: Ints) -> Ints:
     while (low < high).any():
         middle = (low + high) // 2
         spikes, _ = atmn(graph, stage, {"in": np.minimum(middle, STATE_MAX).T})
-        reached = ((spikes * weight).sum(1).T >= numbers) & (middle <= STATE_MAX)
+        reached = (numbers <= (spikes * weight).sum(1).T) & (middle <= STATE_MAX)
         high = np.where(reached, middle, high)
         low = np.where(reached, low, np.minimum(middle + 1, high))
     return high

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from marsnn.errors import FileError, InputError, MissingDependencyError
 from marsnn.files import PathLike, write_bytes
-from marsnn.hardware.stages import LARGEST_STEPS
 from marsnn.hardware.loihi import (
     BIAS_MAX,
     INPUT_MAX,
@@ -38,6 +37,7 @@ from marsnn.hardware.loihi import (
     conv_shape,
     lava_weights,
 )
+from marsnn.hardware.stages import LARGEST_STEPS
 
 FORMAT = "marsnn.netx/1"
 LARGEST_ARRAY = 2**26  # entries of one dataset

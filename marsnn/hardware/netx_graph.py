@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from marsnn.errors import ExportError
-from marsnn.hardware.stages import LARGEST_STEPS
 from marsnn.hardware.loihi import UNITY, Layer, conv_shape
+from marsnn.hardware.stages import LARGEST_STEPS
 from marsnn.network import Network
 from marsnn.neurons import LIF, PLIF, CubaLIF
 from marsnn.neurons.base import Neuron

@@ -32,7 +32,13 @@ def counts_of(graph: IntegerGraph, inputs: NDArray[np.int64], run: IntegerRun) -
         sent = np.asarray(run.of(stage.name), dtype=np.int64)
         _book(counts, stage.name, POPULATIONS[stage.kind](graph, stage, sent))
         for what, times in UNATTRIBUTED.get(stage.kind, {}).items():
-            size = stage.neurons if times == "neuron" else len(stage.arrays["multiplier"]) if times == "head" else 1
+            size = (
+                stage.neurons
+                if times == "neuron"
+                else len(stage.arrays["multiplier"])
+                if times == "head"
+                else 1
+            )
             counts.leave_out(f"{what} of {stage.name}", size * len(inputs))
     for name, steps in schedule(graph).delays.items():
         if steps:
@@ -101,7 +107,9 @@ def _leaks(decay: Ints) -> NDArray[np.bool_]:
 def _count(graph: IntegerGraph, stage: Stage, values: Ints) -> LayerCounts:
     """One comparison for each level; the event carries a number, so it isn't booked as a spike."""
     return LayerCounts(
-        add=values.size * stage.arrays["levels"].shape[1], neuron_updates_active=values.size, bytes_moved=values.size
+        add=values.size * stage.arrays["levels"].shape[1],
+        neuron_updates_active=values.size,
+        bytes_moved=values.size,
     )
 
 

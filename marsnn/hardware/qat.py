@@ -97,7 +97,9 @@ class QuantizedNetwork(Network):
         if last in done.values:
             exact = done.values[last] * found.units[last]
             exact = torch.from_numpy(exact).to(output).reshape(x.shape[1], x.shape[0], *output.shape[2:])
-            output = output + (exact.transpose(0, 1) - output).detach()
+            output = exact.transpose(0, 1) + (
+                output - output.detach()
+            )  # the floats' gradient, and nothing else
         return output, state
 
     def _as_train(self, spikes: NDArray[np.int8], x: Tensor) -> Tensor:
@@ -109,7 +111,7 @@ class QuantizedNetwork(Network):
         signal, after = super()._run_layer(name, layer, *rest)
         if isinstance(signal, Train) and name in self._sent:
             exact = self._sent[name].reshape(signal.spikes.shape)
-            signal = replace(signal, spikes=signal.spikes + (exact - signal.spikes).detach())
+            signal = replace(signal, spikes=exact + (signal.spikes - signal.spikes.detach()))
         return signal, after
 
 

@@ -221,7 +221,9 @@ class _Chooser:
                 own = np.abs(folded.weight) / gain
                 plain = np.where(own > 0, np.minimum(plain, own), plain)
             else:
-                own = _rows(folded, np.maximum.reduce) / (self.weight_max * gain * 2.0 ** self.alignment(real, synapse))
+                own = _rows(folded, np.maximum.reduce) / (
+                    self.weight_max * gain * 2.0 ** self.alignment(real, synapse)
+                )
                 scale = np.maximum(scale, own)
         # neurons without a matrix count in the finest of what they are sent
         scale = np.where(scale > 0, scale, np.where(np.isfinite(plain), plain, 0.0))
@@ -267,7 +269,9 @@ class _Chooser:
         if isinstance(folded, Each):
             train = self.graph.sends(synapse.source) == "train"
             factor, right = _as_factor(folded.weight * 2.0**shift / (scale * gain), whole=train)
-            return Synapse(synapse.name, synapse.source, synapse.port, "each", synapse.arrival, factor, 0, right)
+            return Synapse(
+                synapse.name, synapse.source, synapse.port, "each", synapse.arrival, factor, 0, right
+            )
         above = self.alignment(real, synapse)
         per_row = scale * gain * 2.0**above
         if isinstance(folded, Dense):
@@ -279,7 +283,15 @@ class _Chooser:
             form, conv = "conv", folded.conv
         codes = np.clip(np.round(codes), -self.weight_max, self.weight_max).astype(np.int64)
         return Synapse(
-            synapse.name, synapse.source, synapse.port, form, synapse.arrival, codes, shift + above, None, conv  # type: ignore[arg-type]
+            synapse.name,
+            synapse.source,
+            synapse.port,
+            form,
+            synapse.arrival,
+            codes,
+            shift + above,
+            None,
+            conv,  # type: ignore[arg-type]
         )
 
     def with_scale(self, real: RealStage, port: str, scale: Reals, shift: int) -> Stage:
@@ -330,7 +342,11 @@ class _Chooser:
             # Rounding errors are uniform and independent: the sum over n weights has sqrt(n / 12) of one step.
             arriving = ARRIVING[synapse.arrival](self.real.steps) / self.gain(synapse)
             arriving = arriving * float(self.largest[synapse.source].max(initial=1))
-            error += (step * arriving) ** 2 * _rows(folded, lambda each, axis: np.count_nonzero(each, axis=axis)) / 12
+            error += (
+                (step * arriving) ** 2
+                * _rows(folded, lambda each, axis: np.count_nonzero(each, axis=axis))
+                / 12
+            )
         few = (largest > 0) & (largest < (self.weight_max + 1) / 2**COARSE - 0.5)
         if "threshold" not in real.of:
             return few
@@ -407,7 +423,10 @@ class _Chooser:
             for begin, end, number in zip(ends[:-1], ends[1:], (H, G, G), strict=True)
         )
         narrow = np.concatenate(
-            [np.repeat(each, width // len(each)) for each, width in zip((of_values, of_keys, of_queries), widths, strict=True)]  # noqa: E501
+            [
+                np.repeat(each, width // len(each))
+                for each, width in zip((of_values, of_keys, of_queries), widths, strict=True)
+            ]
         )
         taps = of["taps"] * raw_unit / narrow
         tap_shift = np.clip(22 - np.frexp(np.abs(taps).max(0))[1], 0, LARGEST_SHIFT - 16)
@@ -484,9 +503,7 @@ class _Fit:
         return self.scale / 2.0**self.shift
 
 
-def _joined(
-    real: RealStage, parts: Mapping[str, tuple[Stage, Reals]], arrays: Mapping[str, Ints]
-) -> Stage:
+def _joined(real: RealStage, parts: Mapping[str, tuple[Stage, Reals]], arrays: Mapping[str, Ints]) -> Stage:
     """A stage of several ports from one stage for each of them."""
     synapses = tuple(synapse for part, _ in parts.values() for synapse in part.synapses)
     bias = {port: part.bias[port] for port, (part, _) in parts.items()}

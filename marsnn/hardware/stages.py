@@ -296,7 +296,8 @@ class Schedule:
 
 def schedule(graph: IntegerGraph) -> Schedule:
     """The clock of a graph: the input of token w is sent at step 1 + w T, a stage opens at `opens` + w T."""
-    opens, delays = {INPUT: 1}, {}
+    opens: dict[str, int] = {INPUT: 1}
+    delays: dict[str, int] = {}
     for stage in graph.stages:
         ready = {}
         for synapse in stage.synapses:

@@ -10,6 +10,7 @@ from marsnn.plots.distillation import arm_intervals, recovery_curve
 from marsnn.plots.energy import energy_bars
 from marsnn.plots.lengths import over_length
 from marsnn.plots.membranes import traces
+from marsnn.plots.placement import core_map
 from marsnn.plots.rates import firing_rates
 from marsnn.plots.refinement import energy_curves, layer_curves, plan_bars, quality_bars, rate_map
 from marsnn.plots.speed import speed_bars, speed_scaling
@@ -17,6 +18,7 @@ from marsnn.plots.speed import speed_bars, speed_scaling
 __all__ = [
     "accuracy_energy",
     "arm_intervals",
+    "core_map",
     "energy_bars",
     "energy_curves",
     "firing_rates",

@@ -5,8 +5,8 @@
     layers     how far each layer's output is from the teacher's, of its mean square
     rates      spikes per neuron and step, by layer and site
     energy     estimated from counted operations, at 45 nm in fp32 and int8, by context
-    positions  bits per byte by how much was read before, in windows of lengths that were asked for: of the
-               teacher and of the last row
+    positions  bits per byte by how much was read before, in windows of lengths that were asked for: by
+               length, text and end of a range of positions; not of rows whose attentions are left out
     speed      of `marsnn bench generation`, where it was asked for
 
 Quality is measured at the context that the row names.
@@ -32,7 +32,7 @@ from marsnn.refine.calibration import firing_rates
 from marsnn.refine.config import config_from
 from marsnn.refine.loading import encoded, prefix_of
 from marsnn.refine.model import MarForCausalLM
-from marsnn.refine.positions import by_position
+from marsnn.refine.positions import by_position, windows_of
 from marsnn.refine.quality import tasks
 from marsnn.refine.shapes import priced
 from marsnn.refine.stages import View
@@ -59,10 +59,11 @@ class EvaluationConfig:
     positions: tuple[int, ...] = field(
         default=(), metadata={"help": "lengths of windows in which quality is told by position"}
     )
+    windows: int = field(default=4, metadata={"help": "of each such length and text, where it has so many"})
     seed: int = field(default=0, metadata={"help": "of what is drawn"})
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "context"):
+        for name in ("tokens", "context", "windows"):
             count(name, getattr(self, name))
         for context in (*self.contexts, *self.positions):
             count("a context", context)
@@ -112,6 +113,7 @@ def evaluate(
     prefix = prefix_of(tokenizer)
     _check(views, config, prefix, teacher)
     texts = {source: _windows(tokenizer, source, config) for source in config.texts}
+    long = {length: _long(tokenizer, length, config) for length in config.positions}
     rows = {name: _Row() for name in views}
     work = [(source, window) for source, windows in texts.items() for window in windows]
     order = sorted(views, key=lambda name: name != teacher)  # whom others are compared with comes first
@@ -127,14 +129,13 @@ def evaluate(
                 if name == teacher:
                     reference = seen
         measured: dict[str, dict[str, Any]] = {}
-        *_, last = views
         for name in track(list(views), "tasks", progress):
             with views[name].shown() as model:
                 measured[name] = {
                     "plan": plan_of(model),
                     **rows[name].summary(config.context, compared=teacher not in (None, name)),
                     **_tasks(model, tokenizer, config),
-                    **(_positions(model, tokenizer, config) if name in (teacher, last) else {}),
+                    **(_positions(model, tokenizer, long) if views[name].mixing else {}),
                     "energy": energy_rows(model, rows[name].mean_rates(), config.contexts)
                     if views[name].mixing
                     else {},
@@ -144,6 +145,10 @@ def evaluate(
     settings = {
         **asdict(config),
         "windows": {source: [len(each) - 1 for each in windows] for source, windows in texts.items()},
+        "position_windows": {
+            str(length): {source: len(windows) for source, windows in each.items()}
+            for length, each in long.items()
+        },
         "begins_with": prefix.tolist(), "teacher": teacher,
         "device": str(first.device), "dtype": str(first.dtype),
     }  # fmt: skip
@@ -192,10 +197,13 @@ def check_texts(tokenizer: Any, config: EvaluationConfig) -> None:
     """Refuse texts that can't be measured on, before anything long begins.
 
     Raises:
-        InputError: no such text, or one that is too short.   FileError: a file that can't be read.
+        InputError: no such text, or one that is too short, for a window of `positions` too.
+        FileError: a file that can't be read.
     """
     for source in config.texts:
         _windows(tokenizer, source, replace(config, tokens=LEAST))
+    for length in config.positions:
+        _long(tokenizer, length, replace(config, windows=1))
 
 
 def _windows(tokenizer: Any, source: str, config: EvaluationConfig) -> list[Tensor]:
@@ -206,16 +214,25 @@ def _windows(tokenizer: Any, source: str, config: EvaluationConfig) -> list[Tens
     return [ids[start : start + length + 1] for start in range(0, len(ids) - length, length)]
 
 
+def _long(tokenizer: Any, length: int, config: EvaluationConfig) -> dict[str, list[Tensor]]:
+    return {source: windows_of(tokenizer, source, length, config.windows) for source in config.texts}
+
+
 def _tasks(model: PreTrainedModel, tokenizer: Any, config: EvaluationConfig) -> dict[str, Any]:
     if not config.tasks:
         return {}
     return tasks(model, tokenizer, config.texts[0], config.tasks, config.context, config.seed)
 
 
-def _positions(model: PreTrainedModel, tokenizer: Any, config: EvaluationConfig) -> dict[str, Any]:
-    if not config.positions:
+def _positions(
+    model: PreTrainedModel, tokenizer: Any, long: Mapping[int, Mapping[str, list[Tensor]]]
+) -> dict[str, Any]:
+    if not long:
         return {}
-    found = {str(each): by_position(model, tokenizer, config.texts[0], each) for each in config.positions}
+    found = {
+        str(length): {source: by_position(model, tokenizer, windows) for source, windows in each.items()}
+        for length, each in long.items()
+    }
     return {"positions": found}
 
 

@@ -21,23 +21,21 @@ OFFLINE = ("HF_DATASETS_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
 def harness(
-    model: PreTrainedModel | View, tokenizer: Any, tasks: Sequence[str], folder: Path | None
+    model: PreTrainedModel | View, tokenizer: Any, tasks: Sequence[str], known: Any
 ) -> dict[str, dict[str, float]]:
     """Task -> metric -> value.
 
     Args:
         model, tokenizer: who is asked.
-        tasks: names of tasks.   folder: with their .yaml files; None for the harness's own alone.
+        tasks: names of tasks.   known: of `known_tasks`, which takes seconds: one does for many models.
 
     Raises:
-        MissingDependencyError: lm-eval is not installed.   FileError: no such folder.
-        InputError: no such task, or one that can't be run offline.
+        InputError: one that can't be run offline.
     """
     with _offline():
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
-        known = known_tasks(tasks, folder)
         view = model if isinstance(model, View) else View(model)
         ends = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         before = next((token for token in ends if token is not None), 0)
@@ -64,8 +62,12 @@ def harness(
 def known_tasks(tasks: Sequence[str], folder: Path | None) -> Any:
     """The harness's TaskManager, if it knows all of these.
 
+    Args:
+        tasks: names of tasks.   folder: with their .yaml files; None for the harness's own alone.
+
     Raises:
-        MissingDependencyError, FileError, InputError: as `harness`.
+        MissingDependencyError: lm-eval is not installed.   FileError: no such folder.
+        InputError: no such task.
     """
     if folder is not None and not folder.is_dir():
         raise FileError(f"{folder}: no such folder of tasks")

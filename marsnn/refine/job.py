@@ -167,6 +167,8 @@ def save_refined(model: MarForCausalLM, tokenizer: Any, folder: Path) -> None:
         FileError: it can't be written; what was written before is left as it was.
     """
     (folder / DONE).unlink(missing_ok=True)
+    for torn in folder.glob("..part.*"):  # of a run that was killed while it wrote
+        shutil.rmtree(torn, ignore_errors=True)
     try:
         with quietly(), new_folder(folder / ".part") as beside:
             model.save_pretrained(beside)

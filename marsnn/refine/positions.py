@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
@@ -30,30 +31,36 @@ def bands(length: int, first: int = 256) -> list[int]:
     return [*(end for end in ends if end < length), length]
 
 
-@torch.no_grad()
-def by_position(
-    model: PreTrainedModel, tokenizer: Any, text: str, length: int, windows: int = 1
-) -> dict[str, float]:
-    """Bits per byte of the tokens up to each of `bands(length)`, from the end of the one before.
+def windows_of(tokenizer: Any, text: str, length: int, most: int = 1) -> list[Tensor]:
+    """Windows of a text, one behind the other: ids [length + 1] each, the last id foretold but not read.
 
     Args:
-        text: of `read_text`.
-        length: tokens of a window; beyond the model's own length, too, where its positions go on.
-        windows: at most so many, one behind the other in the text.
+        text: of `read_text`.   length: tokens of a window.   most: windows, where the text has so many.
 
     Raises:
         InputError: the text is shorter than a window.
     """
     count("length", length)
-    prefix = prefix_of(tokenizer)
-    ids = encoded(tokenizer, text, windows * length + 1)
-    there = (len(ids) - 1) // length
-    if not there:
+    count("windows", most)
+    ids = encoded(tokenizer, text, most * length + 1)
+    number = (len(ids) - 1) // length
+    if not number:
         raise InputError(f"the text {text!r} has {len(ids):,} tokens, a window takes {length + 1:,}")
-    ends = bands(length)
+    return [ids[start : start + length + 1] for start in range(0, number * length, length)]
+
+
+@torch.no_grad()
+def by_position(model: PreTrainedModel, tokenizer: Any, windows: Sequence[Tensor]) -> dict[str, float]:
+    """Bits per byte of the tokens up to each of `bands(length)`, from the end of the one before.
+
+    Args:
+        windows: of `windows_of`, of one length; beyond the model's own, too, where its positions go on.
+            Each stands by itself: what was read in one is forgotten in the next.
+    """
+    prefix = prefix_of(tokenizer)
+    ends = bands(len(windows[0]) - 1)
     nats, size = [0.0] * len(ends), [0] * len(ends)
-    for start in range(0, there * length, length):
-        window = ids[start : start + length + 1]
+    for window in windows:
         read = torch.cat([prefix, window[:-1]])[None].to(model.device)
         hidden = model.model(read, use_cache=False).last_hidden_state[0, len(prefix) :]
         lost = _lost(model, hidden, window[1:])
@@ -63,7 +70,7 @@ def by_position(
     return {str(end): each / math.log(2) / max(1, of) for end, each, of in zip(ends, nats, size, strict=True)}
 
 
-def _lost(model: PreTrainedModel, hidden: torch.Tensor, wanted: torch.Tensor) -> Sequence[float]:
+def _lost(model: PreTrainedModel, hidden: Tensor, wanted: Tensor) -> Sequence[float]:
     """Nats of each token [L], logits made part by part."""
     found: list[float] = []
     for part, right in zip(hidden.split(PART), wanted.split(PART), strict=True):

@@ -317,7 +317,7 @@ def _student(folder: Path) -> MarForCausalLM:
 def _within(config: EvaluationConfig, model: PreTrainedModel) -> EvaluationConfig:
     """For the curve: texts alone, in what the model can read at once."""
     limit = int(model.config.max_position_embeddings)
-    return replace(config, tasks=0, contexts=(), context=min(config.context, limit - 1))
+    return replace(config, tasks=0, contexts=(), positions=(), context=min(config.context, limit - 1))
 
 
 def _measured(

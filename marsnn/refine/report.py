@@ -109,20 +109,24 @@ def _tasks(rows: dict[str, Any], width: int) -> str:
 
 
 def _positions(rows: dict[str, Any], settings: dict[str, Any], width: int) -> str:
-    first = settings["texts"][0]
-    blocks = []
-    for length in settings["positions"]:
-        named = {name: row["positions"][str(length)] for name, row in rows.items() if "positions" in row}
-        ends = list(next(iter(named.values())))
-        told = "".join(f"{f'to {int(end):,}':>11}" for end in ends)
-        lines = [
-            f"bits per byte of {first} by position in a window of {length:,} tokens",
-            "".ljust(width) + told,
-        ]
-        lines += [
-            name.ljust(width) + "".join(f"{each[end]:11.4f}" for end in ends) for name, each in named.items()
-        ]
-        blocks.append("\n".join(lines))
+    teacher, blocks = settings["teacher"], []
+    for length, windows in settings["position_windows"].items():
+        for text, number in windows.items():
+            named = {name: row["positions"][length][text] for name, row in rows.items() if "positions" in row}
+            ends = list(next(iter(named.values())))
+            lines = [
+                f"bits per byte of {text} by position in a window of {int(length):,} tokens, over {number}",
+                "".ljust(width) + "".join(f"{f'to {int(end):,}':>18}" for end in ends),
+            ]
+            for name, each in named.items():
+                line = name.ljust(width)
+                for end in ends:
+                    share = ""
+                    if teacher in named and name != teacher:
+                        share = f" ({each[end] / named[teacher][end] - 1:+.1%})"
+                    line += f"{each[end]:.4f}{share:>9}".rjust(18)
+                lines.append(line.rstrip())
+            blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 

@@ -1,6 +1,7 @@
 """Unit: what each part holds, that wrong spikes abort the bench, and that tables say what the JSON holds."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -95,8 +96,8 @@ def test_contestants_that_are_missing_are_named(monkeypatch):
 
     peers = [benchmark.Peer("Lava", benchmark.NEURONS, Path("unused"), no_lava), benchmark.PEERS[1]]
     row = benchmark.speed("LIF", benchmark.QUICK, peers)
-    assert set(row["missing"]) == {"Lava", "brian2"}
-    assert "set MARSNN_BRIAN2_PYTHON to a Python that imports it" in row["missing"]["brian2"]
+    assert set(row["missing"]) == {"Lava", "Brian 2"}
+    assert "set MARSNN_BRIAN2_PYTHON to a Python that has it" in row["missing"]["Brian 2"]
     assert list(row["simulators"]) == [
         "marsnn", "marsnn, batch of 64", "marsnn, numpy alone", "marsnn, numpy alone, batch of 64",
     ]  # fmt: skip
@@ -187,14 +188,17 @@ def test_parity_counts_slots_by_family(lava_python):
     assert row["mismatches"] == 0
 
 
+@pytest.mark.sanafe
 def test_brian2_says_the_same_where_it_is_installed():
-    (each,) = (each for each in benchmark.PEERS if each.name == "brian2")
+    (each,) = (each for each in benchmark.PEERS if each.name == "Brian 2")
     try:
         each.python()
-    except InputError as error:
+    except MarsnnError as error:
+        if os.environ.get("CI"):
+            raise
         pytest.skip(str(error))
     row = benchmark.speed("LIF", benchmark.QUICK, [each])
-    assert row["simulators"]["brian2"]["tokens_per_s"]["median"] > 0
+    assert row["simulators"]["Brian 2"]["tokens_per_s"]["median"] > 0
 
 
 # ---- aims and tables --------------------------------------------------------------------------------

@@ -364,6 +364,84 @@ def test_equal_to_neurobench_to_the_unit(case):
     assert ours.baseline_mac == ours.dense_mac + ours.dense_ac
 
 
+def neurobench_network(case: str) -> Network:
+    """Linear maps and convolutions between ternary and binary trains, with skips, zero weights and biases."""
+    torch.manual_seed(6)
+    quarter = {"steps": 4, "tau": 1.0, "threshold": 0.25}  # T V tau^t = 1: its spikes travel as -1, 0, 1
+    if case == "plain":
+        return Network(
+            {
+                "fc1": with_zero_weights(nn.Linear(12, 9)),
+                "atmn": ATMN(9, **quarter),
+                "fc2": with_zero_weights(nn.Linear(9, 8, bias=False)),
+                "lif": LIF(8, steps=4, carry="sequence"),
+                "fc3": nn.Linear(8, 3),
+            },
+            unrolled=True,
+        )
+    if case == "convolutions":
+        return Network(
+            {
+                "conv1": with_zero_weights(nn.Conv2d(2, 4, 3, padding=1, groups=2)),
+                "atmn1": ATMN(4, feature_dim=-3, **quarter),
+                "conv2": with_zero_weights(nn.Conv2d(4, 3, 2, stride=2, dilation=2)),
+                "atmn2": ATMN(3, feature_dim=-3, **quarter),
+                "flatten": nn.Flatten(),
+                "fc": nn.Linear(12, 5),
+            },
+            unrolled=True,
+        )
+    return Network(
+        {
+            "fc1": with_zero_weights(nn.Linear(6, 8)),
+            "atmn1": ATMN(8, steps=3, tau=0.5, threshold=0.3),
+            "fc2": with_zero_weights(nn.Linear(8, 8)),
+            "atmn2": ATMN(8, steps=3, tau=2.0, threshold=0.2),
+            "fc3": with_zero_weights(nn.Linear(8, 6)),
+            "lif": LIF(6, steps=3, threshold=0.7),
+            "fc4": nn.Linear(6, 4),
+        },
+        skips={"fc3": "atmn1", "fc4": "input"},
+    )
+
+
+@pytest.mark.parametrize(("case", "shape"), [("plain", (12,)), ("convolutions", (2, 6, 6))])
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_whole_network_run_is_equal_to_neurobench_to_the_unit(case, shape, signed):
+    """neurobench hooks the very run of the Network, every micro-step of which meets the weights."""
+    x = ternary(5, 2, *shape) if signed else 2 * torch.randn(5, 2, *shape)
+    network = neurobench_network(case)
+    theirs, ours = neurobench_synapses(network, x), count(network, x).total
+    assert min(ours.spikes, ours.ac, theirs["Dense"]) > 0
+    assert (ours.mac == 0) is signed  # a ternary input is accumulated, a real-valued one multiplied
+    assert ours.ac == round(theirs["Effective_ACs"])
+    assert ours.mac == round(theirs["Effective_MACs"])
+    assert ours.dense_ac + ours.dense_mac == round(theirs["Dense"])
+    assert {-1, 1} <= set(simulate(network, x).spikes["atmn" if case == "plain" else "atmn2"].flatten())
+
+
+def test_every_layer_behind_skips_is_equal_to_neurobench_to_the_unit():
+    """neurobench on each layer with the spikes of its senders, step by step, and the input once a token."""
+    network, x = neurobench_network("skips"), 2 * torch.randn(5, 2, 6)
+    counts, spikes = count(network, x), simulate(network, x).spikes  # [L, T, B, N]
+    senders = {"fc1": ["input"], "fc2": ["atmn1"], "fc3": ["atmn2", "atmn1"], "fc4": ["lif", "input"]}
+    for name, sources in senders.items():
+        ac = mac = dense_ac = dense_mac = 0
+        for source in sources:
+            if source == "input":
+                theirs = neurobench_synapses(network[name], x.flatten(0, 1))
+                dense_mac += round(theirs["Dense"])
+            else:
+                train = torch.from_numpy(spikes[source]).float()
+                assert set(train.unique().tolist()) == ({0, 1} if source == "lif" else {-1, 0, 1})
+                theirs = neurobench_synapses(network[name], train.flatten(0, 2))
+                dense_ac += round(theirs["Dense"])
+            ac, mac = ac + round(theirs["Effective_ACs"]), mac + round(theirs["Effective_MACs"])
+        layer = counts.layers[name]
+        assert (layer.ac, layer.mac) == (ac, mac), name
+        assert (layer.dense_ac, layer.dense_mac) == (dense_ac, dense_mac), name
+
+
 def test_a_conv_with_padding_by_hand():
     # One channel, 3 taps, padding 1, input (1, 0, -1): each spike sits under 2 taps, the third
     # falls outside.

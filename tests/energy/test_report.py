@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from marsnn import ATMN, Network
-from marsnn.energy import EnergyReport, LayerCounts, OperationCounts, count, load_table, table_names
+from marsnn.energy import EnergyReport, Hops, LayerCounts, OperationCounts, count, load_table, table_names
+from marsnn.energy.tables import FOLDER as TABLES
 from marsnn.errors import FileError, InputError
 
 
@@ -62,6 +64,72 @@ def test_totals_by_hand():
     loihi = report.totals["loihi1"]
     assert loihi.spiking_pj == pytest.approx(13 * 23.6 + 405 + 312 + 11.9)
     assert (loihi.dense_pj, loihi.ratio) == (None, None)
+
+
+def placed(**hops):
+    return SimpleNamespace(hops=hops, summary="a chip, 3 cores")
+
+
+def test_hops_of_a_placement_by_hand():
+    # 20 messages a token within tiles instead of 7 spikes, 5 hops east or west, 2 north or south.
+    report = EnergyReport(spiking_counts(), placement=placed(lif=Hops(20, 5, 2)))
+    loihi = report.totals["loihi1"]
+    assert loihi.spiking_pj == pytest.approx(13 * 23.6 + 405 + 312 + 20 * 1.7 + 5 * 3.0 + 2 * 4.0)
+    assert report.rows[0].energy["loihi1"].spiking_pj == pytest.approx(13 * 23.6)
+    operations = report.rows[1].operations
+    assert [operations[key] for key in ("messages", "hops_east_west", "hops_north_south")] == [20, 5, 2]
+    without = EnergyReport(spiking_counts())
+    for name in ("45nm-fp32", "45nm-int8"):  # arithmetic has no mesh
+        assert report.totals[name] == without.totals[name]
+    assert any(note.startswith("loihi1: hops by a placement on a chip, 3 cores;") for note in report.notes)
+    assert "hops between tiles are left out of loihi1: no placement was given" in without.notes
+    unfit = EnergyReport(
+        spiking_counts(), placement=SimpleNamespace(hops=None, summary="a chip: it doesn't fit")
+    )
+    assert unfit.totals == without.totals
+    assert any(
+        "left out of loihi1: there is no placement on a chip: it doesn't fit" in n for n in unfit.notes
+    )
+    assert "messages" not in without.rows[1].operations
+    assert "on the mesh" not in without.text()
+    block = report.text().split("on the mesh, per token\n")[1].splitlines()
+    assert [line.split() for line in block[:3]] == [
+        ["layer", "messages", "hops", "E-W", "hops", "N-S"],
+        ["lif", "20.00", "5.00", "2.00"],
+        ["total", "20.00", "5.00", "2.00"],
+    ]
+    assert max(map(len, report.text().splitlines())) <= 100
+    assert json.loads(report.to_json()) == report.to_dict()
+    assert report.to_dict()["total"]["hops_north_south"] == 2
+
+
+def test_hops_of_a_layer_without_counts_are_a_row_of_their_own():
+    report = EnergyReport(spiking_counts(), placement=placed(lif=Hops(1, 0, 0), relay=Hops(10, 3, 1)))
+    assert [row.name for row in report.rows] == ["fc", "lif", "relay"]
+    assert report.rows[2].energy["loihi1"].spiking_pj == pytest.approx(10 * 1.7 + 3 * 3.0 + 4.0)
+    for name in report.tables:
+        assert sum(row.energy[name].spiking_pj for row in report.rows) == pytest.approx(
+            report.totals[name].spiking_pj
+        )
+
+
+def test_a_table_of_events_prices_both_hops_or_neither(tmp_path):
+    text = (TABLES / "loihi1.toml").read_text().replace('name = "loihi1"', 'name = "own"')
+    (tmp_path / "own.toml").write_text(text.replace("[energy.hop_north_south]", "[energy.other]"))
+    with pytest.raises(InputError, match="prices hop_east_west alone"):
+        load_table(tmp_path / "own.toml")
+    head, _, tail = text.partition("[energy.hop_east_west]")
+    (tmp_path / "own.toml").write_text(head + tail[tail.index("[energy.static_power]") :])
+    report = EnergyReport(
+        spiking_counts(), tables=("45nm-fp32", tmp_path / "own.toml"), placement=placed(lif=Hops(20, 5, 2))
+    )
+    assert report.totals["own"].spiking_pj == pytest.approx(13 * 23.6 + 405 + 312 + 20 * 1.7)
+    assert not any("hops by a placement" in note for note in report.notes)
+    north = '[energy.hop_north_south]\nvalue = 4.0\nunit = "pJ"'
+    assert north in text
+    (tmp_path / "own.toml").write_text(text.replace(north, north.replace("pJ", "nJ")))
+    with pytest.raises(InputError, match='hop_north_south must be in unit = "pJ"'):
+        load_table(tmp_path / "own.toml")
 
 
 def test_rows_add_up_to_the_total():

@@ -1,89 +1,72 @@
-"""Wrong variants of a gate's arithmetic: function of `integer` -> what stands in for it."""
+"""Wrong variants of a gate's arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from marsnn.hardware import integer
+from marsnn.hardware.arithmetic import saturate
+from marsnn.hardware.stages import IntegerGraph, Stage
+from tests.hardware.mutants import (
+    Mutant,
+    early_end,
+    floor,
+    inside,
+    instead,
+    nearest,
+    next_entry,
+    one_bit_less,
+    table_around,
+)
 
 
-def floor(x, shift):
-    return x >> shift
-
-
-def nearest(x, shift):
-    return np.sign(x) * ((np.abs(x) + ((1 << shift) >> 1)) >> shift)
-
-
-def one_bit_less(x, shift):
-    return np.sign(x) * (np.abs(x) >> np.maximum(shift - 1, 0))
-
-
-def next_entry(table, place):
-    middle = len(table) // 2
-    return table[middle + np.clip(place + 1, -middle, middle)]
-
-
-def early_end(table, place):
-    middle = len(table) // 2
-    return table[middle + np.clip(place, 1 - middle, middle - 1)]
-
-
-def around(table, place):
-    return table[(len(table) // 2 + place) % len(table)]
-
-
-def mirrored(table, place):
+def mirrored(table: Any, place: Any) -> Any:
     middle = len(table) // 2
     return table[middle - np.clip(place, -middle, middle)]
 
 
-def swapped(sums):
-    neurons = sums.shape[1] // 2
-    return sums[:, neurons:], sums[:, :neurons]
+def swapped(graph: IntegerGraph, stage: Stage, arrived: dict) -> Any:
+    return integer.gate(graph, stage, {"argument": arrived["factor"], "factor": arrived["argument"]})
 
 
-def interleaved(sums):
-    return sums[:, ::2], sums[:, 1::2]
+def without(*missing: str) -> Callable:
+    """`gate` without a part of it."""
 
-
-def without(*missing):
-    """`multiply` without a part of it."""
-
-    def multiply(stage, arrivals):
-        gate = stage.gate
-        acc, total = integer.accumulate(stage, arrivals)
-        sums, clipped = (acc, 0) if "clip of the sums" in missing else integer.saturate(acc + stage.bias)
+    def gate(graph: IntegerGraph, stage: Stage, arrived: dict) -> Any:
+        of, (g, u) = stage.arrays, (arrived["argument"], arrived["factor"])
         if "bias" in missing:
-            sums, clipped = integer.saturate(acc)
-        g, u = integer.halves(sums)
+            g, u = g - stage.bias["argument"], u - stage.bias["factor"]
         place = (
-            g if "multiplier" in missing else integer.toward_zero(g * gate.multiplier, gate.argument_shift)
+            g if "multiplier" in missing else integer.toward_zero(g * of["multiplier"], of["argument_shift"])
         )
-        share = integer.look_up(gate.table, place)
-        y, more = integer.toward_zero(g * share * u, gate.product_shift), 0
-        if "clip of the product" not in missing:
-            y, more = integer.saturate(y)
-        if "clip that is counted" in missing:
-            more = 0
-        return np.where(integer.passes(y, gate.level), y, 0), total + clipped + more
+        share = integer.look_up(of["table"], place)
+        y, clipped = integer.toward_zero(g * share * u, of["product_shift"]), 0
+        if "argument" in missing:
+            y = integer.toward_zero(share * u, of["product_shift"])
+        if "clip" not in missing:
+            y, clipped = saturate(y)
+        return np.where(integer.passes(y, of["level"]), y, 0), clipped
 
-    return multiply
+    return gate
 
 
-GATE_MUTANTS = {
-    "gate: rounding down": ("toward_zero", floor),
-    "gate: rounding to nearest": ("toward_zero", nearest),
-    "gate: a shift of one bit less": ("toward_zero", one_bit_less),
-    "gate: the next entry": ("look_up", next_entry),
-    "gate: a table that ends one entry early": ("look_up", early_end),
-    "gate: a table that wraps": ("look_up", around),
-    "gate: a mirrored table": ("look_up", mirrored),
-    "gate: sums swapped": ("halves", swapped),
-    "gate: sums interleaved": ("halves", interleaved),
-    "gate: > for >= at the level": ("passes", lambda y, level: np.abs(y) > level),
-    "gate: no level": ("passes", lambda y, level: np.full(y.shape, True)),
-    "gate: a level for one sign": ("passes", lambda y, level: y >= level),
-    "gate: product without clip": ("multiply", without("clip of the product")),
-    "gate: clip that is not counted": ("multiply", without("clip that is counted")),
-    "gate: no bias": ("multiply", without("bias")),
-    "gate: no multiplier": ("multiply", without("multiplier")),
+GATE_MUTANTS: dict[str, Mutant] = {
+    "gate: rounding down": inside("gate", "toward_zero", floor),
+    "gate: rounding to nearest": inside("gate", "toward_zero", nearest),
+    "gate: a shift of one bit less": inside("gate", "toward_zero", one_bit_less),
+    "gate: the next entry": inside("gate", "look_up", next_entry),
+    "gate: a table that ends one entry early": inside("gate", "look_up", early_end),
+    "gate: a table that wraps": inside("gate", "look_up", table_around),
+    "gate: a mirrored table": inside("gate", "look_up", mirrored),
+    "gate: sums swapped": instead("gate", swapped),
+    "gate: > for >= at the level": inside("gate", "passes", lambda y, level: np.abs(y) > level),
+    "gate: no level": inside("gate", "passes", lambda y, level: np.full(y.shape, True)),
+    "gate: a level for one sign": inside("gate", "passes", lambda y, level: y >= level),
+    "gate: product without clip": instead("gate", without("clip")),
+    "gate: no bias": instead("gate", without("bias")),
+    "gate: no multiplier": instead("gate", without("multiplier")),
+    "gate: the share alone": instead("gate", without("argument")),
 }

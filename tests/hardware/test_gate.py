@@ -15,7 +15,6 @@ from marsnn.hardware import export, integer, load, verify
 from marsnn.hardware.certificate import certify_stage, excess, product_bound
 from marsnn.hardware.graph import extract
 from marsnn.hardware.integer import LARGEST_TABLE, SHARE_MAX, STATE_MAX, UNITY, Gate, IntegerGraph, Stage
-from marsnn.hardware.place import assign_cores
 from marsnn.hardware.quantize import SHARES, TABLE_STEP, quantize, quantize_inputs, share_table
 from marsnn.network import Network
 from marsnn.neurons import ATMN, LIF, TMN
@@ -348,14 +347,3 @@ def test_counts_are_those_of_the_golden_spikes(tmp_path):
     assert counts["unattributed"] == {"table look-up of gated": 40 * 30}
     assert "ffn_out.input" not in counts["layers"]
     assert counts["layers"]["ffn_out"]["spikes"] == np.count_nonzero(bundle.golden.spikes["ffn_out"])
-
-
-def test_cores_by_hand(tmp_path):
-    # Gate: 64 ternary senders are 128 axons; a neuron has 2 * 64 bytes and two places of 1024; the table
-    # takes 2 * 4095 bytes, so memory holds (131072 - 8190) // 128 = 960 neurons, the places 512: 1000 need 2.
-    # Behind it: no synapse, 1024 neurons a core, each with its own axon.
-    bundle = export(ffn(D=64, F=1000), sample(D=64), tmp_path / "bundle")
-    _, gated, behind, _ = assign_cores(bundle.graph)["stages"]
-    assert (gated["cores"], gated["input_axons_per_core"]) == (2, 128)
-    assert gated["synapse_bytes"] == 1000 * 128 + 2 * 8190
-    assert (behind["cores"], behind["input_axons_per_core"], behind["synapse_bytes"]) == (1, 1000, 0)

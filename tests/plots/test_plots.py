@@ -19,6 +19,7 @@ from marsnn.errors import InputError
 from marsnn.neurons import ALIF, Izhikevich
 from marsnn.plots.style import NEGATIVE, POSITIVE
 from marsnn.record import Recording
+from tests.plots.test_placement import PLACED
 from tests.plots.test_speed import RESULT as SPEED
 from tests.test_tidy import ROWS
 
@@ -415,6 +416,7 @@ DRAW = {
         COURSE, {"topics": 0.9, "stdlib": 0.6}, ax=ax
     ),
     "arm_intervals": lambda recording, ax: plots.arm_intervals(ARMS, "ladder", ax=ax),
+    "core_map": lambda recording, ax: plots.core_map(PLACED, ax=ax),
 }
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from marsnn.refine import pretraining
 from marsnn.refine.texts import read_text
 
 WHOLE = """
@@ -67,6 +68,8 @@ tokens = 130
 context = 64
 tasks = 0
 contexts = [64, 128]
+positions = [100]
+windows = 2
 """
 
 
@@ -90,6 +93,15 @@ ALONE = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 def command(recipe):
     """Of `marsnn distill`."""
     return [sys.executable, "-m", "marsnn", "distill", str(recipe)]
+
+
+def pretrain_arguments(config, out):
+    """Of `marsnn pretrain`, for this configuration."""
+    given = ["--out", str(out)]
+    for name, value in pretraining._settings(config).items():
+        for each in value if isinstance(value, list) else [value]:
+            given += [f"--{name.replace('_', '-')}", str(each)]
+    return given
 
 
 class Stop(TrainerCallback):

@@ -1,5 +1,6 @@
 """Unit: refine, evaluate, generate and energy --shape as a user types them; one-line errors, exit codes."""
 
+import functools
 import json
 
 import pytest
@@ -121,9 +122,12 @@ def test_evaluate_against_the_model_it_came_from(call, source, refined, text, tm
     code, told, _ = call(
         "evaluate", refined, "--against", source, "--text", text, "--out", tmp_path / "report",
         "--tokens", 130, "--context", 64, "--tasks", 1, "--contexts", "32,128", "--json",
+        "--positions", "50", "--windows", 2,
     )  # fmt: skip
     assert code == 0
+    assert json.loads(told)["settings"]["position_windows"] == {"50": {str(text): 2}}
     rows = json.loads(told)["rows"]
+    assert list(rows["2/4 SSM"]["positions"]["50"][str(text)]) == ["50"]
     assert list(rows) == [
         "dense",
         "2/4 zeroed",
@@ -152,7 +156,12 @@ def test_evaluate_measures_speed_and_the_int8_model(call, source, refined, text)
     assert rows["dense"]["speed"]["32"]["decode_ratio"]["median"] == 1
 
 
-def test_evaluate_runs_a_local_task_of_the_harness(call, refined, text, tmp_path):
+def test_evaluate_runs_a_local_task_of_the_harness(call, refined, text, tmp_path, monkeypatch):
+    from lm_eval import tasks
+
+    # its own are thousands of files, which take seconds to read; bad input below reads them
+    alone = functools.partial(tasks.TaskManager, include_defaults=False)
+    monkeypatch.setattr(tasks, "TaskManager", alone)
     questions = [
         {"question": "the cat sat on the", "choices": ["mat", "sky"], "answer": 0},
         {"question": "the dog ran to the", "choices": ["cat", "sun"], "answer": 0},
@@ -264,6 +273,7 @@ def test_generate_within_a_latency(call, refined, source):
         (("evaluate", "REFINED", "--context", 64, "--text", "nowhere"), "no text"),
         (("evaluate", "REFINED", "--context", 999), "beyond"),
         (("evaluate", "REFINED", "--contexts", "a"), "whole numbers"),
+        (("evaluate", "REFINED", "--positions", "9000000"), "a window takes 9,000,001"),
         (("energy", "--shape", "nowhere"), "no such file"),
         (("energy", "--shape", "llama-7b", "--ssm", 99), "the model has 32"),
         (("energy", "--shape", "llama-7b", "--ssm", "quality=0.1"), "how many layers"),

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from marsnn.energy import load_table
 from marsnn.errors import InputError, NonFiniteError
 from marsnn.refine import add_spikes, convert, evaluation, sparsify
-from marsnn.refine.evaluation import EvaluationConfig, evaluate
+from marsnn.refine.evaluation import EvaluationConfig, check_texts, evaluate
+from marsnn.refine.positions import by_position, windows_of
 from marsnn.refine.quality import bleu, copying, needle, rouge_l
 from marsnn.refine.report import report_text, save_report
 from marsnn.refine.shapes import dense_of, token_counts
@@ -192,6 +193,36 @@ def test_the_report_names_plan_and_context_and_draws(refined, text, tmp_path):
     assert "<script" not in page
     assert (tmp_path / "report.json").stat().st_size > 1000
     assert (tmp_path / "report.txt").read_text() == told
+
+
+def test_positions_are_of_every_row_that_mixes_and_of_every_text(refined, text, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("A dog sat on the sun; 54321 cats ran. " * 30)
+    lengths = config(text, texts=(text, str(other)), tasks=0, positions=(40, 300), windows=3)
+    rows = {"dense": folders.model(), **stages(refined)}
+    found = evaluate(rows, folders.tokenizer(), lengths, "dense")
+    assert found.settings["position_windows"]["40"] == {text: 3, str(other): 3}
+    assert (
+        found.settings["position_windows"]["300"][text]
+        == 3
+        > found.settings["position_windows"]["300"][str(other)]
+    )
+    assert "positions" not in found.rows["2/4 zeroed"]
+    told = report_text(found)
+    for length in (40, 300):
+        assert f"by position in a window of {length} tokens, over 3" in told
+        for source in lengths.texts:
+            windows = windows_of(folders.tokenizer(), source, length, 3)
+            dense = by_position(folders.model(), folders.tokenizer(), windows)
+            for name in ("2/4 SSM", "2/4 SSM + FFN 0.5", "2/4 SSM + FFN 0.5 + ATMN T=5"):
+                with stages(refined)[name].shown() as model:
+                    expected = by_position(model, folders.tokenizer(), windows)
+                assert found.rows[name]["positions"][str(length)][source] == expected
+                end = str(length)
+                share = f"({expected[end] / dense[end] - 1:+.1%})"
+                assert f"{expected[end]:.4f}{share:>9}" in told
+    with pytest.raises(InputError, match="a window takes 9,001"):
+        check_texts(folders.tokenizer(), config(text, positions=(40, 9000)))
 
 
 def test_recovered_is_the_share_of_what_leaving_out_costs(refined):

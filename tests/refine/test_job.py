@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from marsnn.errors import FileError, InputError, NonFiniteError
-from marsnn.refine import AlignConfig
+from marsnn.refine import AlignConfig, convert
 from marsnn.refine.evaluation import EvaluationConfig
-from marsnn.refine.job import Job, load_refined, plan_only, run_job
+from marsnn.refine.job import Job, load_refined, plan_only, run_job, save_refined
 from tests.refine import folders
 from tests.refine.models import train_one_layer_then_interrupt, watch_training
 
@@ -195,3 +195,12 @@ def test_what_can_not_be_is_refused_before_it_starts(job, tmp_path, monkeypatch)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**50, 0, 2**50))
     with pytest.raises(InputError, match="this machine's memory"):
         run_job(job)
+
+
+def test_what_a_kill_left_of_a_save_goes_with_the_next(tmp_path):
+    for torn in ("..part.abc", "..part.def.old"):
+        (tmp_path / torn).mkdir()
+        (tmp_path / torn / "config.json").write_text("{")
+    save_refined(convert(folders.model(), [1]), folders.tokenizer(), tmp_path)
+    assert not list(tmp_path.glob(".*"))
+    assert load_refined(tmp_path).config.ssm_layers == [1]

@@ -1,9 +1,13 @@
 """Runnable docs: tables of docs/refine.md, docs/results.md and README.md are those of the kept results."""
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
+from marsnn.refine.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -55,9 +59,28 @@ def test_the_page_of_results_holds_what_was_kept(make_distill):
 
 
 def test_the_papers_steps_stand_beside_ours(make_distill):
-    found = make_distill.kept("distillation")
-    assert set(make_distill.PAPER) <= set(found["tables"])
-    for table, theirs in make_distill.PAPER.items():
-        assert list(theirs) == list(found["tables"][table])
-    assert "| + ATMN minus binary LIF | +8.92 |" in make_distill.beside(found)
-    assert "| + reverse KL minus + ATMN | +0.26 |" in make_distill.beside(found)
+    for name in ("distillation", "distillation-t2"):
+        found = make_distill.kept(name)
+        assert set(make_distill.PAPER) <= set(found["tables"])
+        for table, theirs in make_distill.PAPER.items():
+            assert list(theirs) == list(found["tables"][table])
+        assert "| + ATMN minus binary LIF | +8.92 |" in make_distill.beside(found)
+        assert "| + reverse KL minus + ATMN | +0.26 |" in make_distill.beside(found)
+
+
+def test_rows_of_both_lengths_are_those_of_the_recipe(make_distill):
+    found = make_distill.kept("positions-distilled")
+    recipe = load_recipe(ROOT / "docs" / "recipes" / "smollm2-long.toml")
+    assert found["settings"]["position_windows"] == {
+        str(length): dict.fromkeys(recipe.evaluate.texts, recipe.evaluate.windows)
+        for length in recipe.evaluate.positions
+    }
+    own = json.loads(json.dumps(asdict(recipe.distill)))
+    for length, each in found["distillation"].items():
+        there = dict(each["settings"])
+        assert there.pop("length") == int(length)
+        assert there.pop("batch") * int(length) * recipe.distill.updates == each["tokens"] == own["tokens"]
+        assert there.pop("together") == 16384 // int(length)
+        # the machine was not to write checkpoints
+        assert {name for name, value in there.items() if value != own[name]} == {"save_every"}
+    assert list(found["distillation"]) == ["1024", "8192"]

@@ -8,7 +8,7 @@ import torch
 
 from marsnn.errors import InputError
 from marsnn.refine.loading import encoded
-from marsnn.refine.positions import bands, by_position
+from marsnn.refine.positions import bands, by_position, windows_of
 from marsnn.refine.quality import cloze
 from tests.refine.folders import model, tokenizer, write_text
 
@@ -23,19 +23,29 @@ def test_bits_per_byte_of_each_band_are_those_of_a_loop(tmp_path, monkeypatch):
     monkeypatch.setattr("marsnn.refine.positions.bands", lambda length: [3, 10, length])
     monkeypatch.setattr("marsnn.refine.positions.PART", 7)
     text = str(write_text(tmp_path))
-    ids = encoded(tokenizer(), text, 21)
-    found = by_position(model(), tokenizer(), text, 20)
+    ids = encoded(tokenizer(), text, 41)
+    windows = windows_of(tokenizer(), text, 20, 2)
+    assert [each.tolist() for each in windows] == [ids[:21].tolist(), ids[20:].tolist()]
+    found = by_position(model(), tokenizer(), windows)
     with torch.no_grad():
-        logs = model()(ids[None, :20]).logits[0].log_softmax(-1)
+        logs = [model()(each[None, :20]).logits[0].log_softmax(-1) for each in windows]
     for begin, end in ((0, 3), (3, 10), (10, 20)):
-        nats = -sum(logs[i, ids[i + 1]].item() for i in range(begin, end))
-        size = len(tokenizer().decode(ids[begin + 1 : end + 1]).encode())
+        nats = size = 0
+        for log, window in zip(logs, windows, strict=True):
+            nats -= sum(log[i, window[i + 1]].item() for i in range(begin, end))
+            size += len(tokenizer().decode(window[begin + 1 : end + 1]).encode())
         assert found[str(end)] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
 
 
-def test_a_text_shorter_than_a_window_is_refused(tmp_path):
-    with pytest.raises(InputError, match="a window takes 9,000,001"):
-        by_position(model(), tokenizer(), str(write_text(tmp_path)), 9_000_000)
+def test_as_many_windows_as_the_text_has(tmp_path):
+    text = str(write_text(tmp_path))
+    number = len(encoded(tokenizer(), text))
+    assert len(windows_of(tokenizer(), text, 100, 10_000)) == (number - 1) // 100
+    assert len(windows_of(tokenizer(), text, number - 1, 4)) == 1
+    with pytest.raises(InputError, match=f"has {number:,} tokens, a window takes {number + 1:,}"):
+        windows_of(tokenizer(), text, number)
+    with pytest.raises(InputError, match="windows"):
+        windows_of(tokenizer(), text, 100, 0)
 
 
 class Knows:

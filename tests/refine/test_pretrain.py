@@ -27,6 +27,7 @@ from marsnn.refine.loop import SEAL, Rows, last_whole_checkpoint, quiet_argument
 from marsnn.refine.pretraining import byte_tokenizer
 from marsnn.refine.texts import read_text
 from tests.helpers import same
+from tests.refine.recipes import pretrain_arguments as arguments
 
 TINY = {
     "vocabulary": 300, "hidden_size": 24, "layers": 2, "heads": 4, "kv_heads": 2, "ffn": 40, "length": 32,
@@ -249,27 +250,7 @@ def test_whole_checkpoints(tmp_path):
     assert last_whole_checkpoint(tmp_path) is None
 
 
-# ---- several processes ----------------------------------------------------------------------------------
-
-
-def test_two_processes_learn_what_one_does(config, whole, tmp_path):
-    out = tmp_path / "out"
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-            "marsnn", "pretrain", *arguments(config, out), "--json",
-        ],
-        capture_output=True, text=True, check=False, timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == told(out)  # one of them speaks
-    assert told(out)["processes"] == 2
-    ours, one = load_file(out / "model.safetensors"), load_file(whole / "model.safetensors")
-    for name, weight in one.items():
-        torch.testing.assert_close(ours[name], weight, rtol=0, atol=1e-4)
-    assert told(out)["curve"] == pytest.approx(told(whole)["curve"], abs=1e-4)
-    assert not (out / "work").exists()
+# ---- several processes; what two of them learn is in test_recipe.py ------------------------------------
 
 
 def test_a_batch_that_processes_can_not_share_is_refused(config, tmp_path, monkeypatch):
@@ -449,15 +430,6 @@ def failing(error):
 
 
 # ---- the command line -----------------------------------------------------------------------------------
-
-
-def arguments(config, out):
-    """Of the verb, for this configuration."""
-    given = ["--out", str(out)]
-    for name, value in pretraining._settings(config).items():
-        for each in value if isinstance(value, list) else [value]:
-            given += [f"--{name.replace('_', '-')}", str(each)]
-    return given
 
 
 def test_the_verb_says_what_was_learnt_and_what_is_next(call, config, whole, tmp_path):

@@ -36,7 +36,7 @@ from marsnn.refine.loading import load_tokenizer
 from marsnn.refine.loop import Rows, last_whole_checkpoint
 from tests.helpers import same
 from tests.refine import folders
-from tests.refine.recipes import ALONE, Stop, command, write_recipe
+from tests.refine.recipes import ALONE, Stop, command, pretrain_arguments, write_recipe
 
 ROOT = Path(__file__).parent.parent.parent
 STAGES = ("teacher", "refined", "distilled", "sparse")
@@ -105,6 +105,9 @@ def test_a_recipe_leaves_every_stage_and_a_report(whole):
         "refined, 1/2 SSM + FFN 0.5 + ATMN T=3", "distilled, without spikes", "distilled",
         "sparse, without spikes", "sparse",
     ]  # fmt: skip
+    positions = {name: row.get("positions") for name, row in rows(out).items()}
+    assert positions.pop("refined, 1/2 zeroed") is None
+    assert all(list(each["100"]) == [f"{whole}/held.txt"] for each in positions.values())
     student = AutoModelForCausalLM.from_pretrained(out / "sparse")
     assert isinstance(student, MarForCausalLM)
     assert student.config.spikes["settings"]["steps"] == 3  # T came down from 5 to its own
@@ -133,6 +136,11 @@ def test_the_course_is_told_update_by_update_with_the_curve_between(whole):
     assert curve[-1][f"{text}_kl"] == pytest.approx(last["kl"], rel=1e-4)
     assert told["settings"]["steps_from"] == 5
     assert (told["tokens"], told["processes"]) == (1024, 1)
+
+
+def test_the_curve_looks_at_texts_alone():
+    found = recipe._within(recipe.EvaluationConfig(positions=(64,), context=1024), folders.model())
+    assert (found.tasks, found.contexts, found.positions, found.context) == (0, (), (), 255)
 
 
 def test_the_same_again_does_nothing_new_and_another_recipe_is_refused(whole, call, monkeypatch):
@@ -208,21 +216,32 @@ def interrupted(*_, **__):
     raise KeyboardInterrupt
 
 
-def broken(read, monkeypatch):
-    """It, killed in update 6 of its first stage; two checkpoints are there, of updates 2 and 4."""
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def killed(whole, tmp_path_factory):
+    """A folder in which `learned_only` was killed in update 6 of its first stage."""
+    folder = tmp_path_factory.mktemp("killed")
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "Tell", lambda progress: Stop())
         with pytest.raises(KeyboardInterrupt):
-            distill(read)
-    work = read.out / "distilled" / "work"
-    assert last_whole_checkpoint(work).name == "checkpoint-4"
-    return work
+            distill(load_recipe(learned_only(folder, whole)))
+    return folder
+
+
+def broken(killed, folder):
+    """A copy of it, and its recipe; two checkpoints are there, of updates 2 and 4."""
+    shutil.copytree(killed, folder, dirs_exist_ok=True)
+    for name in ("recipe.toml", "out/recipe.json", "out/distilled/work/settings.json"):
+        path = folder / name
+        path.write_text(path.read_text().replace(str(killed), str(folder)))
+    read = load_recipe(folder / "recipe.toml")
+    assert last_whole_checkpoint(read.out / "distilled" / "work").name == "checkpoint-4"
+    return read
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "scheduler.pt"])
-def test_a_corrupt_checkpoint_is_passed_over(whole, tmp_path, monkeypatch, name):
-    read = load_recipe(learned_only(tmp_path, whole))
-    work = broken(read, monkeypatch)
+def test_a_corrupt_checkpoint_is_passed_over(whole, killed, tmp_path, name):
+    read = broken(killed, tmp_path)
+    work = read.out / "distilled" / "work"
     held = bytearray((work / "checkpoint-4" / name).read_bytes())
     held[len(held) // 2] ^= 0xFF  # as long as it was
     (work / "checkpoint-4" / name).write_bytes(held)
@@ -239,11 +258,10 @@ def test_nan_keeps_the_last_good_checkpoint(whole, tmp_path):
     assert not (read.out / "distilled" / "refinement.json").exists()
 
 
-def test_a_disk_that_is_full_is_one_line_and_the_last_checkpoint_stays(whole, tmp_path, monkeypatch, call):
+def test_a_disk_that_is_full_is_one_line_and_the_last_checkpoint_stays(whole, killed, tmp_path, call):
     """A file may grow to 20 kB: weights can't be written, neither for a checkpoint nor at the end."""
-    path = learned_only(tmp_path, whole)
-    read = load_recipe(path)
-    work = broken(read, monkeypatch)
+    read = broken(killed, tmp_path)
+    work, path = read.out / "distilled" / "work", tmp_path / "recipe.toml"
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     try:
         code, said, err = call("distill", path)
@@ -262,32 +280,45 @@ def test_a_disk_that_is_full_is_one_line_and_the_last_checkpoint_stays(whole, tm
 
 
 def test_two_processes_come_to_what_one_does(whole, tmp_path):
-    """The whole road; learning by shared batches; the same by FSDP 2, killed on the way; one start."""
+    """Pretraining; the whole road; learning by shared batches; the same by FSDP 2, killed; in one start."""
     for name in ("road", "shared", "parts"):
         (tmp_path / name).mkdir()
     recipes = [
         write_recipe(tmp_path / "road"),
         *(learned_only(tmp_path / name, whole, sparse=True) for name in ("shared", "parts")),
     ]
+    pretrained = tmp_path / "pretrained"
+    arguments = pretrain_arguments(load_recipe(whole / "recipe.toml").pretrain, pretrained)
     done = subprocess.run(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-            "tests.refine.two_processes", *map(str, recipes),
+            "tests.refine.two_processes", *map(str, recipes), json.dumps(arguments),
         ],
         capture_output=True, text=True, check=False, timeout=300,
         env={**os.environ, **ALONE, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    printed, _, went_on = done.stdout.rpartition("\n}\n")
-    assert json.loads(printed + "}")["rows"] == rows(tmp_path / "shared" / "out")  # one of them speaks
+    first, evaluated, went_on = done.stdout.split("\n}\n")  # one of them speaks
+    pretrained_alike(pretrained, json.loads(first + "}"), whole / "out" / "teacher")
+    assert json.loads(evaluated + "}")["rows"] == rows(tmp_path / "shared" / "out")
     assert went_on == "2 processes went on from checkpoint-4, which lies in parts\n"
     for name in ("shared", "parts"):
         together(tmp_path / name / "out", whole / "out")
     road = tmp_path / "road" / "out"
     assert list(rows(road)) == list(rows(whole / "out"))
-    assert json.loads((road / "teacher" / "pretraining.json").read_text())["processes"] == 2
-    for name, weight in weights(whole / "out" / "teacher").items():
-        torch.testing.assert_close(weights(road / "teacher")[name], weight, rtol=0, atol=1e-4)
+    told = json.loads((road / "teacher" / "pretraining.json").read_text())
+    pretrained_alike(road / "teacher", told, whole / "out" / "teacher")
+
+
+def pretrained_alike(out, told, whole):
+    """By two processes as by one, within what another order of sums makes of float32."""
+    assert json.loads((out / "pretraining.json").read_text()) == told
+    assert told["processes"] == 2
+    one = json.loads((whole / "pretraining.json").read_text())
+    assert told["curve"] == pytest.approx(one["curve"], abs=1e-4)
+    for name, weight in weights(whole).items():
+        torch.testing.assert_close(weights(out)[name], weight, rtol=0, atol=1e-4)
+    assert not (out / "work").exists()
 
 
 def together(out, whole):
@@ -356,9 +387,8 @@ def test_learn_by_a_remembered_teacher_with_lora(whole, tmp_path):
         learn(student, teacher, tokenizer, read.distill, tmp_path / "learnt")
 
 
-def test_learning_goes_on_with_its_own_settings_text_and_student_only(whole, tmp_path, monkeypatch):
-    read = load_recipe(learned_only(tmp_path, whole))
-    broken(read, monkeypatch)
+def test_learning_goes_on_with_its_own_settings_text_and_student_only(killed, tmp_path):
+    read = broken(killed, tmp_path)
     (tmp_path / "learnt.txt").write_text((tmp_path / "learnt.txt").read_text()[::-1])
     with pytest.raises(FileError, match="holds a run of other settings: text's digest was"):
         distill(read)

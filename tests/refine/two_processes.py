@@ -1,10 +1,12 @@
-"""What torchrun starts: recipes by shared batches, then one by FSDP that is killed and goes on.
+"""What torchrun starts: a teacher, recipes by shared batches, then one by FSDP that is killed and goes on.
 
 accelerate keeps FSDP for accelerators, so on a CPU its state is told that it is FSDP. Everything behind that
 word is real: torch shards the weights over gloo, accelerate gathers and saves them.
 """
 
 import contextlib
+import gc
+import json
 import os
 import sys
 from pathlib import Path
@@ -36,8 +38,15 @@ def told(self, *arguments, **settings):
         state.PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
-def main(road, shared, parts):
-    """All three; the last one's first stage is left in update 6."""
+def main(road, shared, parts, pretraining):
+    """All of them; the last recipe's first stage is left in update 6.
+
+    Args:
+        road, shared, parts: recipes.   pretraining: arguments of `marsnn pretrain`, a list in JSON.
+    """
+    gc.freeze()  # each training collects garbage, and what was imported is none
+    with contextlib.suppress(SystemExit):
+        run(["pretrain", *json.loads(pretraining), "--json"])
     distill(load_recipe(road))
     assert torch.distributed.get_world_size() == 2
     with contextlib.suppress(SystemExit):
@@ -58,4 +67,4 @@ def main(road, shared, parts):
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(*map(Path, sys.argv[1:4]), sys.argv[4])

@@ -1,7 +1,8 @@
 """Energy tables: TOML files that price operations, each number with its unit, process and source.
 
     kind "arithmetic"   mac, ac, mul, add: all four, at one precision, so that no comparison mixes two
-    kind "events"       synop, update_active, update_idle, spike: a spiking chip without a dense MAC
+    kind "events"       synop, update_active, update_idle, spike: a spiking chip without a dense MAC; where a
+                        placement is given, hop_east_west and hop_north_south too
 
 Numbers beyond these are kept and shown but charged to nothing. `45nm-fp32.toml` beside this file shows the
 form of a table.
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from marsnn.energy.counts import LayerCounts
+from marsnn.energy.counts import Hops, LayerCounts
 from marsnn.errors import InputError
 from marsnn.files import PathLike, read_toml
 
@@ -25,6 +26,9 @@ CHARGED = {
     "events": ("synop", "update_active", "update_idle", "spike"),
 }
 """What a table of each kind must price, in pJ."""
+
+HOPS = ("hop_east_west", "hop_north_south")
+"""What a table of events can price, in pJ, both or neither."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +61,28 @@ class EnergyTable:
     def __getitem__(self, operation: str) -> float:
         return self.prices[operation].value
 
-    def spiking_pj(self, counts: LayerCounts) -> float:
+    @property
+    def prices_hops(self) -> bool:
+        return self.kind == "events" and all(operation in self.prices for operation in HOPS)
+
+    def spiking_pj(self, counts: LayerCounts, hops: Hops | None = None) -> float:
         """Energy of what ran: zeros skipped, graded accumulates priced as MACs.
 
-        On a chip of events every synaptic operation costs the same, graded or not.
+        On a chip of events every synaptic operation costs the same, graded or not. With `hops`, of the whole
+        run as the counts are, each message costs a spike within its tile and its hops; without, each spike
+        costs the one within its tile.
         """
         if self.kind == "events":
+            moved = counts.spikes * self["spike"]
+            if hops is not None:
+                moved = hops.messages * self["spike"]
+                if self.prices_hops:
+                    moved += hops.east_west * self[HOPS[0]] + hops.north_south * self[HOPS[1]]
             return (
                 (counts.ac + counts.graded_ac + counts.mac) * self["synop"]
                 + counts.neuron_updates_active * self["update_active"]
                 + counts.neuron_updates_idle * self["update_idle"]
-                + counts.spikes * self["spike"]
+                + moved
             )
         synapses = (counts.mac + counts.graded_ac) * self["mac"] + counts.ac * self["ac"]
         return synapses + counts.mul * self["mul"] + counts.add * self["add"]
@@ -128,7 +143,10 @@ def _checked(path: Path, raw: dict[str, Any]) -> EnergyTable:
     stray = [operation for operation in ("mac", "ac") if kind == "events" and operation in prices]
     if stray:
         raise InputError(f'{path}: {", ".join(stray)} belongs in a table of kind "arithmetic"')
-    wrong = [operation for operation in CHARGED[kind] if prices[operation].unit != "pJ"]
+    hops = [operation for operation in HOPS if kind == "events" and operation in prices]
+    if len(hops) == 1:
+        raise InputError(f"{path}: prices {hops[0]} alone; a table prices {' and '.join(HOPS)}, or neither")
+    wrong = [operation for operation in (*CHARGED[kind], *hops) if prices[operation].unit != "pJ"]
     if wrong:
         raise InputError(f'{path}: {", ".join(wrong)} must be in unit = "pJ", got {prices[wrong[0]].unit!r}')
     return EnergyTable(**texts, prices=prices, notes=tuple(notes))

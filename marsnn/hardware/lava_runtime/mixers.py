@@ -76,7 +76,11 @@ class PySSDFixed(WindowModel):
         mixed = self.limited(mixed, NARROW)
         values, keys, queries = np.split(mixed, [values.size, values.size + keys.size])
         heads, groups = len(self.multiplier), int(self.groups)
-        values, keys, queries = values.reshape(heads, -1), keys.reshape(groups, -1), queries.reshape(groups, -1)
+        values, keys, queries = (
+            values.reshape(heads, -1),
+            keys.reshape(groups, -1),
+            queries.reshape(groups, -1),
+        )
         middle = (len(self.table) - 1) // 2
         place = middle + divided(forgetting * self.multiplier, self.argument_shift)
         decay = self.table[np.minimum(np.maximum(place, 0), 2 * middle)]

@@ -2,13 +2,16 @@
 
     python runtime_lava/run.py                  inside the bundle's folder, or
     python runtime_lava/run.py BUNDLE           with Python 3.10, numpy and lava-nc; nothing else
+    python runtime_lava/run.py --backend loihi2 with the vendor's run configuration, on a host of a Loihi 2
 
-Exit 0: no mismatch. 1: mismatches, and where the first one is. 2: the bundle can't be read.
+Exit 0: no mismatch. 1: mismatches, and where the first one is. 2: the bundle can't be read, or what the
+backend needs isn't there.
 """
 
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 
@@ -148,7 +151,39 @@ class Builder:
         return made.a_out.transpose([2, 1, 0]).reshape((size,))
 
 
-def simulate(manifest, tensors, inputs, floating=False):
+HOST = "MARSNN_LOIHI_HOST"
+
+
+def lacking():
+    """What a run on Loihi 2 needs and doesn't find here, each with what to do."""
+    from lava.utils import loihi
+
+    found = []
+    if not loihi.is_installed():
+        found.append(
+            "the vendor's package Lava-Loihi is not installed: members of Intel's Neuromorphic Research "
+            "Community get it there; install it into this Python (%s)" % sys.executable
+        )
+    if not os.environ.get(HOST) and shutil.which("sinfo") is None:
+        found.append(
+            "no board: neither SLURM is here nor is %s set; set it to the address of the board's host" % HOST
+        )
+    return found
+
+
+def on_board():
+    """The vendor's run configuration, with a board chosen."""
+    from lava.magma.core.run_configs import Loihi2HwCfg
+    from lava.utils import loihi
+
+    if os.environ.get(HOST):
+        loihi.use_ethernet_host(os.environ[HOST])
+    else:
+        loihi.use_slurm_host()
+    return Loihi2HwCfg(select_tag="fixed_pt")
+
+
+def simulate(manifest, tensors, inputs, floating=False, run_cfg=None):
     """Run tokens [W, *] through the stages: name -> what each stage sent, and name -> saturations.
 
     The entry of a stage that sends a train is [W, T, N], of one that sends values [W, N].
@@ -173,7 +208,8 @@ def simulate(manifest, tensors, inputs, floating=False):
             population.s_out.connect(sink.a_in)
         tag = "floating_pt" if floating else "fixed_pt"
         try:
-            source.run(condition=RunSteps(num_steps=total), run_cfg=Loihi2SimCfg(select_tag=tag))
+            chosen = run_cfg or Loihi2SimCfg(select_tag=tag)
+            source.run(condition=RunSteps(num_steps=total), run_cfg=chosen)
             saturations = {
                 name: sum(int(process.n_sat.get()[0]) for process in counting)
                 for name, counting in builder.counters.items()
@@ -218,6 +254,9 @@ def main():
     parser = argparse.ArgumentParser(description="Run a marsnn bundle in Lava and compare every spike.")
     parser.add_argument("bundle", nargs="?", default=here, help="the bundle's folder (default: this one)")
     parser.add_argument("--save", help="write what every stage sent to this .npz")
+    parser.add_argument(
+        "--backend", choices=("sim", "loihi2"), default="sim", help="Lava's CPU simulator, or a board"
+    )
     options = parser.parse_args()
     try:
         with open(os.path.join(options.bundle, "manifest.json"), encoding="utf-8") as file:
@@ -227,7 +266,20 @@ def main():
     except (OSError, ValueError) as error:
         print("error: %s: %s" % (options.bundle, error), file=sys.stderr)
         return 2
-    sent, saturations = simulate(manifest, tensors, golden["inputs"])
+    run_cfg = None
+    if options.backend == "loihi2":
+        missing = lacking()
+        for each in missing:
+            print("error: --backend loihi2: " + each, file=sys.stderr)
+        if missing:
+            return 2
+        run_cfg = on_board()
+        print(
+            "stages are Python processes, which run on the board's host; Lava's own Dense and Conv run where "
+            "the vendor's package puts them",
+            file=sys.stderr,
+        )
+    sent, saturations = simulate(manifest, tensors, golden["inputs"], run_cfg=run_cfg)
     if options.save:
         arrays = {"sent/" + name: array for name, array in sent.items()}
         counted = np.array([saturations[stage["name"]] for stage in manifest["stages"]], dtype=np.int64)

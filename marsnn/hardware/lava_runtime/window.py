@@ -71,7 +71,9 @@ class WindowModel(PyLoihiProcessModel):
             taken = {port: self.taken(self.wide(each) + self.bias[port]) for port, each in arrived.items()}
             sent = self.open(**taken) if len(taken) > 1 else self.open(*taken.values())
         else:
-            sent = self.go_on(step, {port: self.wide(each) + self.bias[port] for port, each in arrived.items()})
+            sent = self.go_on(
+                step, {port: self.wide(each) + self.bias[port] for port, each in arrived.items()}
+            )
         self.s_out.send(self.narrow(sent))
 
     def ports(self):

@@ -260,6 +260,30 @@ def models(
     _measure(lambda: benchmark.run(model, work, config, progress=True), benchmark.markdown, save, as_json)
 
 
+@bench.command(epilog="Example:  marsnn bench hardware --only speed --save benchmarks/hardware.json")
+def hardware(
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="speed, export, digits or parity, may be repeated; without: all"),
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="of speed, all simulators in each", min=1)] = 5,
+    seeds: Annotated[int, typer.Option(help="trainings of each network on digits", min=1)] = 3,
+    networks: Annotated[int, typer.Option(help="random ones that are compared with Lava", min=1)] = 36,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="tiny: whether it works, not how good it is")
+    ] = False,
+    save: Save = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Integers of an export: simulation beside Lava's, cost of export, accuracy at few bits, parity."""
+    from marsnn.bench import hardware as benchmark
+
+    config = benchmark.HardwareConfig(rounds=rounds, seeds=seeds, networks=networks)
+    chosen = tuple(only or benchmark.PARTS)
+    _measure(lambda: benchmark.run(chosen, config, quick, seed), benchmark.markdown, save, as_json)
+
+
 def _measure(
     run: Callable[[], dict[str, Any]], text: Callable[[dict[str, Any]], str], save: Path | None, as_json: bool
 ) -> dict[str, Any]:

@@ -127,14 +127,17 @@ def reach(synapse: Synapse, signal: Ints) -> Ints:
     return sums.astype(np.int64) << synapse.shift
 
 
-def convolve(signal: Ints, kernel: Ints, conv: Convolution) -> Ints:
-    """A kernel [C, C_in / groups, *K] over images that lie flat, [*, M], to [*, N]."""
+def convolve(signal: Ints, kernel: Ints, conv: Convolution, number: type[np.floating] = np.float64) -> Ints:
+    """A kernel [C, C_in / groups, *K] over images that lie flat, [*, M], to [*, N].
+
+    Exact while every sum is a whole number of the floating type `number`.
+    """
     leading, groups = signal.shape[:-1], conv.groups
-    image = signal.reshape(-1, *conv.source).astype(np.float64)
+    image = signal.reshape(-1, *conv.source).astype(number)
     image = np.pad(image, [(0, 0), (0, 0), *((each, each) for each in conv.padding)])
     image = image.reshape(len(image), groups, -1, *image.shape[2:])
-    kernels = kernel.astype(np.float64).reshape(groups, -1, *kernel.shape[1:])
-    sums = np.zeros((len(image), groups, kernels.shape[1], int(np.prod(conv.target[1:]))))
+    kernels = kernel.astype(number).reshape(groups, -1, *kernel.shape[1:])
+    sums = np.zeros((len(image), groups, kernels.shape[1], int(np.prod(conv.target[1:]))), dtype=number)
     for place in np.ndindex(*kernel.shape[2:]):  # one tap after the other: windows would be copies
         seen: tuple[Any, ...] = tuple(
             slice(d * at, d * at + s * (n - 1) + 1, s)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from marsnn.errors import InputError
-from marsnn.hardware import integer
+from marsnn.hardware.fast import FastIntegers
 from marsnn.hardware.graph import extract
 from marsnn.hardware.quantize import Quantized, quantize, quantize_inputs
 from marsnn.network import Listener, Network, Signal, State, Train
@@ -89,7 +89,7 @@ class QuantizedNetwork(Network):
         found = self.integers(len(x))
         flat = in_order(x.detach().cpu().double().numpy()).reshape(x.shape[0] * x.shape[1], -1)
         inputs = quantize_inputs(flat, found.input_scale, found.graph.input_max)
-        done = integer.run(found.graph, inputs)
+        done = FastIntegers(found.graph).run(inputs)
         self._sent = {name: self._as_train(spikes, x) for name, spikes in done.spikes.items()}
         output, state = super().run(x, None, listeners, final_state)
         self._sent = {}

@@ -23,7 +23,7 @@ from marsnn.network import Network
 from marsnn.neurons import ALIF, ATMN, LIF, CubaLIF, IntegerLIF, TernaryLIF
 from marsnn.simulator import simulate
 from tests.hardware.case import write_case
-from tests.hardware.cases import all_cases
+from tests.hardware.cases import all_cases, directed_cases, random_cases
 from tests.hardware.gate_mutants import GATE_MUTANTS
 from tests.hardware.mutants import MUTANTS
 
@@ -34,7 +34,10 @@ pytestmark = [pytest.mark.lava, pytest.mark.xdist_group("lava")]
 
 @pytest.fixture(scope="module")
 def cases():
-    return all_cases()
+    """All of them in CI; elsewhere without the large ones and half of the random ones, for minutes count there."""
+    if os.environ.get("CI"):
+        return all_cases()
+    return [*directed_cases(), *random_cases()[:24]]
 
 
 def drive(python, folder, *options, parts=1):
@@ -85,7 +88,7 @@ def test_every_slot_is_the_same(cases, sent_by_lava):
         for stage in case.graph.stages:
             kinds.add(stage.kind)
             slots += sent_by_lava[case.name][stage.name].size if stage.sends == "train" else 0
-    assert slots >= 1_000_000
+    assert slots >= (1_000_000 if os.environ.get("CI") else 10_000)
     assert kinds == set(KINDS)
 
 

@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.lava, pytest.mark.xdist_group("lava")]
 
 @pytest.fixture(scope="module")
 def cases():
-    """All of them in CI; elsewhere without the large ones and half of the random ones, for minutes count there."""
+    """All of them in CI; elsewhere without the large ones and half of the random ones, to save minutes."""
     if os.environ.get("CI"):
         return all_cases()
     return [*directed_cases(), *random_cases()[:24]]

@@ -2,12 +2,15 @@
 
 benchmarks/blocks.json    marsnn export refined --layer N -i topics --samples 64 --out bundle --json, and
                           marsnn verify bundle --json, for some state space layers of a refined SmolLM2-135M
+benchmarks/hardware.json  marsnn bench hardware
 """
 
 import json
 from pathlib import Path
 
 from make_refine import written
+
+from marsnn.bench import hardware
 
 DOCS = Path(__file__).parent
 KEPT = DOCS.parent / "benchmarks"
@@ -43,7 +46,8 @@ def blocks() -> str:
 
 def page(text: str) -> str:
     """docs/lava.md with its tables."""
-    return written(text, "block", blocks())
+    text = written(text, "block", blocks())
+    return written(text, "figures", hardware.markdown(kept("hardware")))
 
 
 if __name__ == "__main__":

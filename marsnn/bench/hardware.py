@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +34,7 @@ from marsnn.bench.random_nets import draws
 from marsnn.data import Digits, load_digits
 from marsnn.errors import InputError, LavaError, MarsnnError
 from marsnn.files import read_npz
-from marsnn.hardware import integer
+from marsnn.hardware import beside, integer
 from marsnn.hardware.bundle import RUNTIME, Bundle
 from marsnn.hardware.exporter import export
 from marsnn.hardware.fast import FastIntegers, library
@@ -108,10 +106,8 @@ class Peer:
 def _find_brian2() -> str:
     """The interpreter of Brian 2: of a setting, or that of SANA-FE's environment, where it stands too."""
     python = os.environ.get(BRIAN2) or find_sanafe()
-    with suppress(OSError, subprocess.TimeoutExpired):
-        probe = subprocess.run([python, "-c", "import brian2"], capture_output=True, timeout=120, check=False)
-        if probe.returncode == 0:
-            return python
+    if beside.works(python, "import brian2"):
+        return python
     raise InputError(f"{python} has no brian2; run  make sanafe , or set {BRIAN2} to a Python that has it")
 
 
@@ -206,16 +202,10 @@ def _clocked(peer: Peer, python: str, bundle: Bundle) -> tuple[float, float]:
     """Tokens per second of a peer, and seconds until it ran; its spikes are those of the bundle."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.npz"
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         began = time.perf_counter()
-        done = subprocess.run(
-            [python, "-B", str(peer.script), str(RUNTIME), str(bundle.path.resolve()), str(out)],
-            capture_output=True, text=True, env=environment, check=False,
-        )  # fmt: skip
+        given = [RUNTIME, bundle.path.resolve(), out]
+        beside.run(python, peer.script, given, out, f"{peer.name}'s run", LavaError)
         whole = time.perf_counter() - began
-        if done.returncode != 0 or not out.is_file():
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise LavaError(f"{peer.name}'s run failed (exit {done.returncode}): {last}")
         arrays = read_npz(out)
     run = IntegerRun()
     counted = arrays.get("saturations", np.array(list(bundle.golden.saturations.values())))

@@ -45,6 +45,7 @@ from marsnn.hardware.stages import (
     INPUT,
     INPUT_MAX,
     KINDS,
+    LARGEST_DOUBLINGS,
     LARGEST_SHIFT,
     LARGEST_STEPS,
     LARGEST_TABLE,
@@ -494,7 +495,7 @@ def _synapse(
     if arrival not in known or (arrival in OF_VALUES) != (graph.sends(source) == "value"):
         raise BundleError(f"{where}: {name} can't have arrival {_shown(arrival)}")
     doubling = arrival in ("horner", "power", "stream_down", "stream_up")
-    if doubling and graph.steps > 23:
+    if doubling and graph.steps > LARGEST_DOUBLINGS:
         raise BundleError(f"{where}: {name} doubles {graph.steps} times, which leaves 24 bits")
     senders, size = graph.size(source), len(bias[port])
     narrow = graph.input_max <= INPUT_MAX if source == INPUT else graph[source].kind in WEIGHED

@@ -164,10 +164,10 @@ def _bundle(network: Network, sample: Tensor, path: PathLike, mode: str, bits: i
     reals = reals.reshape(len(reals), -1)
     quantized = quantize(graph, reals, len(sample), bits)
     inputs, integers, golden = quantized.inputs, quantized.graph, quantized.run
-    told = drift(floats, reals, quantized)
+    told, certificate = drift(floats, reals, quantized), quantized.certificate
     if mode == "count":
         integers = as_counts(integers)
-        golden = integer.run(integers, inputs)
+        golden, certificate = integer.run(integers, inputs), certify(integers)
     counts = counts_of(integers, inputs, golden)
     placed = place.place(integers, traffic=place.events_of(golden))
     report = EnergyReport(counts, name=f"{mode} bundle", placement=placed if placed.fits else None)
@@ -186,7 +186,7 @@ def _bundle(network: Network, sample: Tensor, path: PathLike, mode: str, bits: i
         },
         units=quantized.units,
         reports={
-            "certificate": certify(integers),
+            "certificate": certificate,
             "drift": told,
             "counts": counts.to_dict(),
             "energy": report.to_dict(),

@@ -20,16 +20,20 @@ from torch import nn
 from marsnn.errors import ExportError
 from marsnn.gated import GatedLinear
 from marsnn.hardware.linear_maps import Affine, Dense, Merged, affine_of, each_of, merge
-from marsnn.hardware.stages import ATMN_DECAYS, INPUT, LARGEST_LEVEL, LARGEST_STEPS, Arrival
+from marsnn.hardware.stages import (
+    ATMN_DECAYS,
+    INPUT,
+    LARGEST_DOUBLINGS,
+    LARGEST_LEVEL,
+    LARGEST_STEPS,
+    Arrival,
+)
 from marsnn.network import LINEAR_MAPS, Network
 from marsnn.neurons import ALIF, ATMN, LIF, PLIF, TMN, CubaLIF, IntegerLIF, TernaryLIF
 from marsnn.neurons.base import Neuron
 from marsnn.ssm import S4D, SSD, SSDCore
 
 Reals = NDArray[np.float64]
-
-LARGEST_DOUBLINGS = 23
-"""T of a neuron with tau = 1/2 or 2 whose train is summed: more steps than bits can't be weighed."""
 
 SILENT = (nn.Identity, nn.Dropout)
 """Layers that do nothing at inference."""

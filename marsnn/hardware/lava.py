@@ -5,9 +5,7 @@ Lava needs Python 3.10 and its own packages, so it runs beside marsnn as another
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +19,7 @@ from numpy.typing import NDArray
 
 from marsnn.errors import InputError, LavaError
 from marsnn.files import PathLike, read_npz
-from marsnn.hardware import integer
+from marsnn.hardware import beside, integer
 from marsnn.hardware.bundle import RUNTIME, Bundle, load
 
 SETTING = "MARSNN_LAVA_PYTHON"
@@ -50,23 +48,8 @@ def find_python() -> str:
     Raises:
         LavaError: none works; the message says how to get one.
     """
-    chosen = os.environ.get(SETTING)
-    if chosen:
-        if not _works(chosen):
-            raise LavaError(f"{SETTING}={chosen} is not a Python 3.10 that imports lava; correct or unset it")
-        return chosen
-    for python in dict.fromkeys(candidates()):
-        if _works(python):
-            return python
-    raise LavaError(MISSING)
-
-
-def _works(python: str) -> bool:
-    try:
-        probe = subprocess.run([python, "-c", PROBE], capture_output=True, timeout=120, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return probe.returncode == 0
+    what = "a Python 3.10 that imports lava"
+    return beside.find(SETTING, PROBE, candidates, what, MISSING, LavaError)
 
 
 @dataclass(frozen=True)
@@ -148,12 +131,10 @@ def run_in_lava(bundle: Bundle) -> tuple[dict[str, NDArray[Any]], dict[str, int]
     python = find_python()
     with tempfile.TemporaryDirectory() as folder:
         saved = Path(folder) / "sent.npz"
-        command = [python, "-B", str(RUNTIME / "run.py"), str(bundle.path.resolve()), "--save", str(saved)]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-        run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if run.returncode not in (0, 1) or not saved.is_file():
-            last = (run.stderr.strip().splitlines() or ["no message"])[-1]
-            raise LavaError(f"Lava's run of {bundle.path} failed (exit {run.returncode}): {last}")
+        beside.run(
+            python, RUNTIME / "run.py", [bundle.path.resolve(), "--save", saved], saved,
+            f"Lava's run of {bundle.path}", LavaError, fine=(0, 1),
+        )  # fmt: skip
         arrays = read_npz(saved)
     names = [stage.name for stage in bundle.graph.stages]
     counted = arrays["saturations"]

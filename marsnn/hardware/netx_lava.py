@@ -5,8 +5,6 @@ Lava needs Python 3.10 and its own packages, so it runs beside marsnn as another
 
 from __future__ import annotations
 
-import os
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 
 from marsnn.errors import FileError, InputError, LavaError
 from marsnn.files import PathLike, read_npz
+from marsnn.hardware import beside
 from marsnn.hardware.lava import Verification, find_python
 from marsnn.hardware.netx_file import read_file
 
@@ -91,12 +90,9 @@ def run_in_lava(path: Path, inputs: NDArray[np.integer]) -> list[NDArray[np.int8
     with tempfile.TemporaryDirectory() as folder:
         given, saved = Path(folder) / "inputs.npy", Path(folder) / "sent.npz"
         np.save(given, inputs, allow_pickle=False)
-        command = [python, "-B", str(RUNTIME / "run.py"), str(path.resolve())]
-        command += ["--inputs", str(given), "--save", str(saved)]
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-        run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if run.returncode != 0 or not saved.is_file():
-            last = (run.stderr.strip().splitlines() or ["no message"])[-1]
-            raise LavaError(f"Lava's run of {path} failed (exit {run.returncode}): {last}")
+        beside.run(
+            python, RUNTIME / "run.py", [path.resolve(), "--inputs", given, "--save", saved], saved,
+            f"Lava's run of {path}", LavaError,
+        )  # fmt: skip
         arrays = read_npz(saved)
     return [arrays[str(index)] for index in range(len(arrays))]

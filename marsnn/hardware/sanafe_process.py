@@ -7,8 +7,6 @@ Brian 2, which the tests ask. Needs numpy alone.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from marsnn.errors import SanafeError
 from marsnn.files import json_text, npz_bytes
+from marsnn.hardware import beside
 
 SETTING = "MARSNN_SANAFE_PYTHON"
 MISSING = (
@@ -42,25 +41,8 @@ def find_sanafe() -> str:
     Raises:
         SanafeError: none works; the message says how to get one.
     """
-    chosen = os.environ.get(SETTING)
-    if chosen:
-        if not _works(chosen):
-            raise SanafeError(
-                f"{SETTING}={chosen} is not a Python that imports sanafe and numpy; correct or unset it"
-            )
-        return chosen
-    for python in dict.fromkeys(candidates()):
-        if _works(python):
-            return python
-    raise SanafeError(MISSING)
-
-
-def _works(python: str) -> bool:
-    try:
-        probe = subprocess.run([python, "-c", PROBE], capture_output=True, timeout=120, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return probe.returncode == 0
+    what = "a Python that imports sanafe and numpy"
+    return beside.find(SETTING, PROBE, candidates, what, MISSING, SanafeError)
 
 
 def ask(job: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
@@ -73,10 +55,6 @@ def ask(job: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> dict[str,
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "job.json").write_text(json_text(job), encoding="utf-8")
         Path(folder, "job.npz").write_bytes(npz_bytes(arrays))
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-        command = [python, "-B", str(RUNTIME), folder]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-        if done.returncode or not Path(folder, "told.json").is_file():
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise SanafeError(f"SANA-FE's run failed (exit {done.returncode}): {last}")
-        return dict(json.loads(Path(folder, "told.json").read_text(encoding="utf-8")))
+        told = Path(folder, "told.json")
+        beside.run(python, RUNTIME, [folder], told, "SANA-FE's run", SanafeError)
+        return dict(json.loads(told.read_text(encoding="utf-8")))

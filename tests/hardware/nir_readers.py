@@ -22,6 +22,17 @@ with warnings.catch_warnings():
     norse = pytest.importorskip("norse.torch.utils.import_nir", reason="norse is one of the readers")
 snn_nir = pytest.importorskip("snntorch.import_nir", reason='needs pip install "marsnn[snn]"')
 jelly_nir = pytest.importorskip("spikingjelly.activation_based.nir_exchange", reason="as above")
+snn_export_nir = pytest.importorskip("snntorch.export_nir", reason="as above")
+
+FIRES_AT = {"NIR": ">", "snnTorch": ">", "SpikingJelly": ">=", "norse": ">"}
+"""What each reader does at its threshold."""
+
+
+def snn_export(module, sample):
+    """What snnTorch writes of a module."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it still calls nirtorch.extract_nir_graph
+        return snn_export_nir.export_to_nir(module, sample, ignore_dims=[0])
 
 
 # ---- NIR's own equations, forward Euler, strict threshold ----------------------------------------------

@@ -29,24 +29,14 @@ from marsnn.hardware.nir import read_nir, to_nir, write_nir
 from marsnn.network import Network
 from marsnn.neurons import ALIF, ATMN, LIF, TMN, CubaLIF, IntegerLIF, LeakyIntegrator, TernaryLIF
 from tests.hardware.nir_nets import HARD, ROWS, V, dense
-from tests.hardware.nir_readers import READERS, by_the_equations, snn_nir
+from tests.hardware.nir_readers import FIRES_AT, READERS, by_the_equations, snn_nir
 
 # isort: split
-from snntorch.export_nir import export_to_nir
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
 
 PAGE = Path(__file__).parents[2] / "docs" / "nir.md"
-
-
-def snn_export(module, sample):
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it still calls nirtorch.extract_nir_graph
-        return export_to_nir(module, sample, ignore_dims=[0])
-
-
-FIRES_AT = {"NIR": ">", "snnTorch": ">", "SpikingJelly": ">=", "norse": ">"}
 
 
 def ours(net, x):

@@ -4,8 +4,6 @@ Truths held: reference (snnTorch's, SpikingJelly's and norse's own runs), golden
 contract (what can't be read is named), hostile files.
 """
 
-import contextlib
-import io
 import itertools
 import warnings
 from pathlib import Path
@@ -23,12 +21,11 @@ from marsnn.hardware.nir import read_nir, write_nir
 from marsnn.network import Network
 from marsnn.neurons import ATMN, LIF, LeakyIntegrator
 from tests.hardware.nir_nets import HARD
-from tests.hardware.nir_readers import by_the_equations
+from tests.hardware.nir_readers import by_the_equations, snn_export
 
 # isort: split
 import snntorch as snn
 from snntorch import utils as snn_utils
-from snntorch.export_nir import export_to_nir
 from spikingjelly.activation_based import layer as jelly_layer
 from spikingjelly.activation_based import neuron as jelly
 from spikingjelly.activation_based.nir_exchange import export_to_nir as jelly_export
@@ -39,15 +36,6 @@ with warnings.catch_warnings():
     from norse.torch.utils.export_nir import to_nir as norse_export
 
 PAGE = Path(__file__).parents[2] / "docs" / "nir.md"
-
-
-def snn_export(module, sample):
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it still calls nirtorch.extract_nir_graph
-        return export_to_nir(module, sample, ignore_dims=[0])
-
-
-FIRES_AT = {"NIR": ">", "snnTorch": ">", "SpikingJelly": ">=", "norse": ">"}
 
 
 def half(features):

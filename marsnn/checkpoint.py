@@ -20,6 +20,7 @@ from marsnn.files import PathLike, write_bytes
 from marsnn.gated import GatedLinear
 from marsnn.network import LINEAR_MAPS, SEQUENCE_LAYERS, TOKEN_LAYERS, Network
 from marsnn.neurons.base import Neuron
+from marsnn.neurons.recurrent import Recurrent
 from marsnn.ssm import SequenceLayer
 
 FORMAT = "marsnn.network/1"
@@ -106,6 +107,8 @@ def load_network(path: PathLike) -> Network:
 
 def _describe(name: str, layer: nn.Module) -> dict[str, Any]:
     kind = type(layer).__name__
+    if isinstance(layer, Recurrent):
+        return {"recurrent": _describe(name, layer.neuron), "arguments": layer.constructor()}
     if isinstance(layer, Neuron):
         if type(layer) not in map(neurons.get, neurons.names()):
             raise InputError(
@@ -129,6 +132,8 @@ def _describe(name: str, layer: nn.Module) -> dict[str, Any]:
 
 
 def _build(row: dict[str, Any]) -> nn.Module:
+    if "recurrent" in row:
+        return Recurrent(_build(row["recurrent"]), **row["arguments"])  # type: ignore[arg-type]
     if "neuron" in row:
         return neurons.get(row["neuron"])(**row["arguments"])
     return KNOWN[row["layer"]](**row["arguments"])

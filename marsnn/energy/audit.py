@@ -23,11 +23,12 @@ from marsnn.checks import count as whole
 from marsnn.checks import finite
 from marsnn.energy import arithmetic
 from marsnn.energy.counts import OperationCounts
-from marsnn.energy.events import SpikeCounter, book_neuron
+from marsnn.energy.events import SpikeCounter, book_neuron, book_recurrence
 from marsnn.errors import InputError, MarsnnError, ShapeError
 from marsnn.gated import GatedLinear
 from marsnn.network import LINEAR_MAPS, Network, evaluating
 from marsnn.neurons.base import Neuron
+from marsnn.neurons.recurrent import Recurrent
 from marsnn.ssm import SequenceLayer
 
 QUIET = None
@@ -221,6 +222,13 @@ class Audit(TorchDispatchMode):
             book_neuron(layer, neuron, spikes, (spikes, currents, membrane, before))
             layer.bytes_moved += sum(t.numel() * t.element_size() for t in (currents, spikes))
 
+        def came_back(spikes: Tensor, state: Any) -> None:
+            """Of steps [T, *, N]: what the step before sent, the first one's as the state has it."""
+            if isinstance(neuron, Recurrent):
+                first = torch.zeros_like(spikes[:1]) if state is None else state[-1].unsqueeze(0)
+                layer = self.counts.layer(self.names[neuron])
+                book_recurrence(layer, neuron, torch.cat([first, spikes[:-1]]))
+
         def over_steps(original: Callable[..., Any]) -> Callable[..., Any]:
             def counted(currents: Tensor, state: Any = None) -> Any:
                 if self.scopes[-1] is QUIET:
@@ -230,6 +238,7 @@ class Audit(TorchDispatchMode):
                     membrane = trace(currents, state)[1]
                     first = torch.zeros_like(membrane[:1]) if state is None else state[0].unsqueeze(0)
                     booked(out[0], currents, membrane, torch.cat([first, membrane[:-1]]))
+                    came_back(out[0], state)
                 return out
 
             return counted
@@ -240,6 +249,7 @@ class Audit(TorchDispatchMode):
             with self._quietly():
                 spikes, after = step(current, state)
                 booked(spikes, current, after[0], torch.zeros_like(after[0]) if state is None else state[0])
+                came_back(spikes.unsqueeze(0), state)
             return spikes, after
 
         def counted_encode(x: Tensor) -> Tensor:
@@ -251,6 +261,7 @@ class Audit(TorchDispatchMode):
                 membrane = trace(currents)[1]
                 before = torch.cat([torch.zeros_like(membrane[:1]), membrane[:-1]])
                 booked(spikes, currents, membrane, before)
+                came_back(spikes, None)
             return spikes
 
         def counted_decode(spikes: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from marsnn.neurons.leaky_integrator import (
 )
 from marsnn.neurons.lif import LIF, LIFParams, LIFState, lif_step
 from marsnn.neurons.plif import PLIF
+from marsnn.neurons.recurrent import Recurrent
 from marsnn.neurons.ternary_lif import TernaryLIF
 from marsnn.neurons.tmn import TMN
 
@@ -52,6 +53,7 @@ __all__ = [
     "LeakyIntegratorParams",
     "LeakyIntegratorState",
     "Neuron",
+    "Recurrent",
     "TernaryLIF",
     "alif_step",
     "atmn_step",

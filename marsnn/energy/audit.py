@@ -220,14 +220,9 @@ class Audit(TorchDispatchMode):
         def booked(spikes: Tensor, currents: Tensor, membrane: Tensor, before: Tensor) -> None:
             layer = self.counts.layer(self.names[neuron])
             book_neuron(layer, neuron, spikes, (spikes, currents, membrane, before))
-            layer.bytes_moved += sum(t.numel() * t.element_size() for t in (currents, spikes))
-
-        def came_back(spikes: Tensor, state: Any) -> None:
-            """Of steps [T, *, N]: what the step before sent, the first one's as the state has it."""
             if isinstance(neuron, Recurrent):
-                first = torch.zeros_like(spikes[:1]) if state is None else state[-1].unsqueeze(0)
-                layer = self.counts.layer(self.names[neuron])
-                book_recurrence(layer, neuron, torch.cat([first, spikes[:-1]]))
+                book_recurrence(layer, neuron, spikes)
+            layer.bytes_moved += sum(t.numel() * t.element_size() for t in (currents, spikes))
 
         def over_steps(original: Callable[..., Any]) -> Callable[..., Any]:
             def counted(currents: Tensor, state: Any = None) -> Any:
@@ -238,7 +233,6 @@ class Audit(TorchDispatchMode):
                     membrane = trace(currents, state)[1]
                     first = torch.zeros_like(membrane[:1]) if state is None else state[0].unsqueeze(0)
                     booked(out[0], currents, membrane, torch.cat([first, membrane[:-1]]))
-                    came_back(out[0], state)
                 return out
 
             return counted
@@ -248,8 +242,8 @@ class Audit(TorchDispatchMode):
                 return step(current, state)
             with self._quietly():
                 spikes, after = step(current, state)
-                booked(spikes, current, after[0], torch.zeros_like(after[0]) if state is None else state[0])
-                came_back(spikes.unsqueeze(0), state)
+                before = torch.zeros_like(after[0]) if state is None else state[0]
+                booked(*(each.unsqueeze(0) for each in (spikes, current, after[0], before)))
             return spikes, after
 
         def counted_encode(x: Tensor) -> Tensor:
@@ -261,7 +255,6 @@ class Audit(TorchDispatchMode):
                 membrane = trace(currents)[1]
                 before = torch.cat([torch.zeros_like(membrane[:1]), membrane[:-1]])
                 booked(spikes, currents, membrane, before)
-                came_back(spikes, None)
             return spikes
 
         def counted_decode(spikes: Tensor) -> Tensor:

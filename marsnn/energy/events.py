@@ -10,7 +10,7 @@ accumulate, so the counter reads the spikes themselves:
     a static value                                 MACs once a token (ACs if all of it is in {-1, 0, 1})
     pooled spikes, or a linear map of spikes       MACs every micro-step: no longer a spike train
     several of them, by skips                      each by its own rule; static values are added first
-    a neuron's own spikes (`Recurrent`)            as spikes, those that come back within the run
+    a neuron's own spikes (`Recurrent`)            as spikes; those of the last step are sent, too
 
 The two maps of a `GatedLinear` are two linear layers of one source; its product is audited where it runs.
 
@@ -71,11 +71,7 @@ class SpikeCounter:
         booked.bytes_moved += (received + spikes.numel()) * spikes.element_size()
         self._book_skips(name, booked, spikes[:, 0].numel())
         if isinstance(neuron, Recurrent):
-            back = torch.zeros_like(spikes)
-            back[:, 1:] = spikes[:, :-1]
-            if neuron.carry == "sequence":
-                back[1:, 0] = spikes[:-1, -1]
-            book_recurrence(booked, neuron, back.transpose(0, 1))
+            book_recurrence(booked, neuron, spikes.transpose(0, 1))
 
     def layer(self, name: str, layer: nn.Module, source: Signal, output: Signal) -> None:
         """Synapses, pools, skips; the arithmetic of other layers is audited where it happens."""
@@ -144,16 +140,17 @@ def book_neuron(
     booked.add += updates * cost.add
 
 
-def book_recurrence(booked: LayerCounts, neuron: Recurrent, back: Tensor) -> None:
-    """Book the synapses from a population to itself; `back` [T, *, N] are the spikes that come back at each
-    step."""
-    last = back.movedim(neuron.feature_dim, -1)
-    effective, dense = layer_operations(neuron.recurrent, last)
+def book_recurrence(booked: LayerCounts, neuron: Recurrent, spikes: Tensor) -> None:
+    """Book the synapses from a population to itself, of spikes [T, *, N].
+
+    Every spike is sent back, on a chip also that of a token's last step, after which the state is cleared.
+    """
+    effective, dense = layer_operations(neuron.recurrent, spikes.movedim(neuron.feature_dim, -1))
     kind = _kind_of_spike(neuron).replace("moving", "mac")
     for name, operations in ((kind, effective), (f"dense_{kind}", dense)):
         setattr(booked, name, getattr(booked, name) + operations)
-    booked.baseline_mac += dense // len(back)
-    moved = (*neuron.recurrent.parameters(), back)
+    booked.baseline_mac += dense // len(spikes)
+    moved = (*neuron.recurrent.parameters(), spikes)
     booked.bytes_moved += sum(tensor.numel() * tensor.element_size() for tensor in moved)
 
 

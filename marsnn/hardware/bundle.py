@@ -441,11 +441,12 @@ def _stage(where: str, row: Mapping[str, Any], tensors: _Arrays, graph: IntegerG
         raise BundleError(f"{where}: {name}.unit is no list of {neurons} values")
     for value in row["unit"]:
         _positive(where, f"{name}.unit", value)
-    synapses = tuple(_synapse(where, kind, bias, each, tensors, graph) for each in row["synapses"])
-    silent = sorted(set(bias) - {synapse.port for synapse in synapses})
+    bare = Stage(name, kind, shape, (), bias, arrays, row["reset"], row["carry"])
+    synapses = tuple(_synapse(where, bare, each, tensors, graph) for each in row["synapses"])
+    silent = sorted(set(bias) - {synapse.port for synapse in synapses if synapse.source != name})
     if silent:
         raise BundleError(f"{where}: no synapse ends at {name}.{silent[0]}; export it again")
-    return Stage(name, kind, shape, synapses, bias, arrays, row["reset"], row["carry"])
+    return replace(bare, synapses=synapses)
 
 
 def _fit_axes(where: str, entry: str, tensors: _Arrays, names: str, axes: dict[str, int]) -> None:
@@ -478,21 +479,23 @@ def _consistent(
 
 
 def _synapse(
-    where: str,
-    kind: str,
-    bias: Mapping[str, NDArray[np.int64]],
-    row: Mapping[str, Any],
-    tensors: _Arrays,
-    graph: IntegerGraph,
+    where: str, stage: Stage, row: Mapping[str, Any], tensors: _Arrays, graph: IntegerGraph
 ) -> Synapse:
+    kind, bias = stage.kind, stage.bias
     name = row["name"]
     source, port, form, arrival = row["source"], row["port"], row["form"], row["arrival"]
-    if source != INPUT and source not in [stage.name for stage in graph.stages]:
+    if KINDS[kind].hears_itself:
+        graph = replace(graph, stages=(*graph.stages, stage))
+    if source != INPUT and source not in [each.name for each in graph.stages]:
         raise BundleError(f"{where}: {name} comes from {_shown(source)}, which is no stage before it")
     if port not in bias:
         raise BundleError(f"{where}: {name} ends at {_shown(port)}, expected one of {', '.join(bias)}")
     known = STEP_ARRIVALS if KINDS[kind].takes == "step" else SUM_ARRIVALS
-    if arrival not in known or (arrival in OF_VALUES) != (graph.sends(source) == "value"):
+    if (
+        arrival not in known
+        or (arrival in OF_VALUES) != (graph.sends(source) == "value")
+        or (source == stage.name and arrival != "stream")
+    ):
         raise BundleError(f"{where}: {name} can't have arrival {_shown(arrival)}")
     doubling = arrival in ("horner", "power", "stream_down", "stream_up")
     if doubling and graph.steps > LARGEST_DOUBLINGS:

@@ -82,6 +82,8 @@ def bounds(graph: IntegerGraph, stage: Stage, senders: Mapping[str, Ints]) -> Bo
     Args:
         senders: sender -> [M], largest magnitude of what it sends; see `all_bounds`.
     """
+    if stage.loops:
+        senders = {**senders, stage.name: np.full(stage.neurons, stage.number("most"))}
     entering = {
         port: _entering(graph, stage, port, senders) + np.abs(bias) for port, bias in stage.bias.items()
     }

@@ -19,7 +19,7 @@ from torch import nn
 
 from marsnn.errors import ExportError
 from marsnn.gated import GatedLinear
-from marsnn.hardware.linear_maps import Affine, Dense, Merged, affine_of, each_of, merge
+from marsnn.hardware.linear_maps import Affine, Dense, Merged, Own, affine_of, each_of, merge
 from marsnn.hardware.stages import (
     ATMN_DECAYS,
     INPUT,
@@ -29,7 +29,7 @@ from marsnn.hardware.stages import (
     Arrival,
 )
 from marsnn.network import LINEAR_MAPS, Network
-from marsnn.neurons import ALIF, ATMN, LIF, PLIF, TMN, CubaLIF, IntegerLIF, TernaryLIF
+from marsnn.neurons import ALIF, ATMN, LIF, PLIF, TMN, CubaLIF, IntegerLIF, Recurrent, TernaryLIF
 from marsnn.neurons.base import Neuron
 from marsnn.ssm import S4D, SSD, SSDCore
 
@@ -234,6 +234,15 @@ class _Reader:
         if neuron.feature_dim < -len(signal.shape):
             self.refuse(name, f"feature_dim = {neuron.feature_dim} of an input {list(signal.shape)}")
             return None
+        loop: Affine | None = None
+        if isinstance(neuron, Recurrent):
+            found = _returning(neuron, signal.shape)
+            if isinstance(found, str):
+                self.refuse(name, found)
+                return None
+            loop = found.map
+            signal = replace(signal, bias=signal.bias + found.apply(np.zeros(signal.bias.size)))
+            neuron = neuron.neuron
         of: dict[str, Any] = {"threshold": _wide(neuron, neuron.threshold, signal.shape)}  # type: ignore[arg-type]
         settings: dict[str, Any] = {}
         if isinstance(neuron, ATMN):
@@ -243,7 +252,7 @@ class _Reader:
             kind = "lif"
             settings = {"reset": neuron.reset, "carry": neuron.carry}
             of |= _lif_numbers(neuron, signal.shape)
-        made = self.add(name, kind, signal.shape, {"in": signal}, of, neuron, **settings)
+        made = self.add(name, kind, signal.shape, {"in": signal}, of, neuron, loop, **settings)
         self.neurons[name] = neuron
         return made
 
@@ -330,9 +339,10 @@ class _Reader:
         ports: Mapping[str, Signal],
         of: Mapping[str, Any] | None = None,
         receiver: Neuron | None = None,
+        loop: Affine | None = None,
         **settings: Any,
     ) -> Signal:
-        """Put a stage behind the others; what it sends is the signal."""
+        """Put a stage behind the others; what it sends is the signal, and by `loop` comes back to it."""
         every_step = receiver is not None and receiver.integrates == "step"
         synapses: list[RealSynapse] = []
         for port, signal in ports.items():
@@ -350,6 +360,15 @@ class _Reader:
                         folded = own
                     own = folded
                 synapses.append(RealSynapse(label, term.source, port, arrival, own))
+        if loop is not None:
+            assert receiver is not None
+            worth, arrival = _worth(receiver, every_step, self.steps)
+            own = loop.columns(worth * of["threshold"], shape)  # type: ignore[index, assignment]
+            if isinstance(own, str):
+                self.refuse(name, own)
+                own = loop
+            label = self.free(f"{name}.recurrent", name, synapses)
+            synapses.append(RealSynapse(label, name, "in", arrival, own))
         bias = {port: signal.bias for port, signal in ports.items()}
         self.stages.append(RealStage(name, kind, shape, tuple(synapses), bias, of or {}, **settings))
         return Signal(name, (Merged(name),), np.zeros(int(np.prod(shape))), shape)
@@ -390,7 +409,24 @@ def _unmappable(layer: nn.Module) -> str:
     )
 
 
+def _returning(neuron: Recurrent, shape: tuple[int, ...]) -> Own | str:
+    """The map of a population's own spikes: a matrix, or at each place of an image the same one."""
+    layer: nn.Module = neuron.recurrent
+    if len(shape) > 1:
+        kinds = {2: nn.Conv1d, 3: nn.Conv2d}
+        if neuron.feature_dim != -len(shape) or len(shape) not in kinds:
+            return f"its features are axis {neuron.feature_dim} of {list(shape)}; put a Flatten before it"
+        layer = kinds[len(shape)](shape[0], shape[0], 1, bias=neuron.recurrent.bias is not None).double()
+        with torch.no_grad():
+            layer.weight.copy_(neuron.recurrent.weight.view_as(layer.weight))
+            if neuron.recurrent.bias is not None:
+                layer.bias.copy_(neuron.recurrent.bias)  # type: ignore[union-attr]
+    return affine_of(layer, shape)
+
+
 def _unmappable_neuron(neuron: Neuron) -> str:
+    if isinstance(neuron, Recurrent):
+        return _unmappable_neuron(neuron.neuron)
     if type(neuron) not in KNOWN:
         known = ", ".join(kind.__name__ for kind in KNOWN)
         return f"{type(neuron).__name__} has no exact integer form; mapped are {known}"

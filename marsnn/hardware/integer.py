@@ -7,7 +7,8 @@ numbers too, and clip() is to 24 bits, counted.
 
     atmn    h[0] = in,  h[t] = leak(u[t-1]);  s = sign where |h| >= fire;  u[t] = h[t] - s amplitude
     count   in one number what atmn says in T steps: sign(in) * sum of `worth` of the levels that |in| reaches
-    lif     i = leak(i, current_decay) + in[t];  h = leak(v) + i;  A = fire + adapted
+    lif     i = leak(i, current_decay) + in[t] + what its own spikes s[t-1] bring, if it hears itself
+            h = leak(v) + i;  A = fire + adapted
             s = levels of amplitude that h reaches from A on, at most `most` (of -h, too, where signed)
             v = h - s amplitude, or 0 where it fired;  adapted = leak(adapted) + |s| adaptation
     sum     y = in
@@ -96,11 +97,12 @@ def run_stage(graph: IntegerGraph, stage: Stage, sent: Mapping[str, Ints]) -> tu
 def arrive(graph: IntegerGraph, stage: Stage, port: str, sent: Mapping[str, Ints]) -> tuple[Ints, int]:
     """What a port takes: a token's sum [W, N] with its bias, or the current of each step [W, T, N].
 
-    Each synapse's own accumulator saturates, and so does their sum.
+    Each synapse's own accumulator saturates, and so does their sum. What a stage hears of itself isn't
+    here: see `lif`.
     """
     total, clipped = np.zeros_like(stage.bias[port]), 0
     for synapse in stage.synapses:
-        if synapse.port != port:
+        if synapse.port != port or synapse.source == stage.name:
             continue
         arrivals = reach(synapse, sent[synapse.source])
         if stage.takes == "token":
@@ -215,7 +217,8 @@ def lif(graph: IntegerGraph, stage: Stage, arrived: Mapping[str, Ints]) -> tuple
     spikes = np.zeros_like(trains)
     total = 0
     for t in range(length * steps):
-        i, clipped = saturate(leak(i, of["current_decay"]) + trains[:, t])
+        driven = trains[:, t] + returned(stage, spikes, t) if stage.loops else trains[:, t]
+        i, clipped = saturate(leak(i, of["current_decay"]) + driven)
         h, more = saturate(leak(v, of["decay"]) + i)
         total += clipped + more
         s = levels_reached(stage, h, adapted)
@@ -227,6 +230,12 @@ def lif(graph: IntegerGraph, stage: Stage, arrived: Mapping[str, Ints]) -> tuple
         adapted, clipped = saturate(leak(adapted, of["adaptation_decay"]) + raised)
         total += clipped
     return spikes.reshape(tokens, steps, neurons), total
+
+
+def returned(stage: Stage, spikes: Ints, t: int) -> Ints:
+    """What a stage hears at step t [R, N] of its own spikes [R, S, N]; at the first step nothing."""
+    before = spikes[:, t - 1] if t else np.zeros_like(spikes[:, 0])
+    return sum((reach(loop, before) for loop in stage.loops), np.zeros_like(before))
 
 
 def levels_reached(stage: Stage, h: Ints, adapted: Ints) -> Ints:

@@ -156,6 +156,25 @@ def image_heard(conv: Convolution, kernel: Sequence[int], box: Box) -> list[Mask
     return masks
 
 
+def hearers(population: Population, sender: Sender, parts: Sequence[Box]) -> Ints:
+    """Parts that hear each neuron of a sender [M]."""
+    if any(synapse.form == "dense" for synapse in sender.synapses):
+        return np.full(sender.neurons, len(parts), dtype=np.int64)
+    counted = np.zeros(sender.neurons, dtype=np.int64)
+    for box in parts:
+        counted += heard(population, sender, box)
+    return counted
+
+
+def returning(population: Population, parts: Sequence[Box]) -> Ints:
+    """Output axons of each neuron [N] to the parts of its own population, where that hears itself."""
+    counted = np.zeros(population.neurons, dtype=np.int64)
+    for sender in population.senders:
+        if sender.name == population.name:
+            counted += hearers(population, sender, parts)
+    return counted * population.rails
+
+
 def axons_of(population: Population, sender: Sender, box: Box) -> int:
     """Input axons of a part from one sender."""
     forms = [synapse.form for synapse in sender.synapses]
@@ -268,7 +287,7 @@ def cut(population: Population, fan: Ints, chip: Chip) -> tuple[list[Box], str]:
     """The fewest parts that keep the limits; of as many, those that hear the least.
 
     Args:
-        population: what to cut.   fan: output axons of each neuron [N].   chip: the limits.
+        population: what to cut.   fan: output axons of each neuron [N], to others.   chip: the limits.
 
     Returns:
         The parts and "", or none and why one neuron alone is too much.
@@ -364,6 +383,6 @@ def _fits(population: Population, parts: Sequence[Box], fan: Ints, chip: Chip) -
         ):
             return None
         total += use.input_axons
-    if max(outgoing(population, parts, fan)) > limits["output_axons"]:
+    if max(outgoing(population, parts, fan + returning(population, parts))) > limits["output_axons"]:
         return None
     return total

@@ -25,16 +25,17 @@ from marsnn.hardware.parts import (
     Use,
     cut,
     heard,
+    hearers,
     norm_messages,
     outgoing,
     owners,
+    returning,
     use_of,
 )
 from marsnn.hardware.placement import Core, Cut, Edge, Link, Placement
 from marsnn.hardware.populations import (
     RELAY,
     Population,
-    Sender,
     events_per_neuron,
     graded_refusals,
     populations,
@@ -89,8 +90,9 @@ def place(
         if refusal:
             refusals.append(refusal)
         for sender in population.senders:
-            if sender.name != INPUT:
-                fan[sender.name] += _hearers(population, sender, parts[population.name])
+            if sender.name not in (INPUT, population.name):
+                fan[sender.name] += hearers(population, sender, parts[population.name])
+        fan[population.name] = fan[population.name] + returning(population, parts[population.name])
     uses = {each.name: _uses(each, parts[each.name], fan[each.name], chip) for each in found}
     cuts = tuple(_cut(each, uses[each.name], chip) for each in found)
     used = sum(each.cores for each in cuts)
@@ -178,16 +180,6 @@ class _Laid:
             sums = (flow.sum(), (flow * east_west[at]).sum(), (flow * north_south[at]).sum())
             edges.append(Edge(source, target, *(float(each) for each in sums)))
         return tuple(edges)
-
-
-def _hearers(population: Population, sender: Sender, parts: list[Box]) -> NDArray[np.int64]:
-    """Parts that hear each neuron of a sender [M]."""
-    if any(synapse.form == "dense" for synapse in sender.synapses):
-        return np.full(sender.neurons, len(parts), dtype=np.int64)
-    counted = np.zeros(sender.neurons, dtype=np.int64)
-    for box in parts:
-        counted += heard(population, sender, box)
-    return counted
 
 
 def _checked(graph: IntegerGraph, traffic: Traffic | None) -> dict[str, float | Floats]:

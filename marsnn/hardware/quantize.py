@@ -169,6 +169,8 @@ class _Chooser:
         """The stage in integers, and the unit [N] of what it sends."""
         if real.kind in ("gate", "ssd", "s4d"):
             return {"gate": self.gate, "ssd": self.ssd, "s4d": self.s4d}[real.kind](real)
+        if any(synapse.source == real.name for synapse in real.synapses):
+            self.largest[real.name] = np.full(real.neurons, real.of["most"])
         fit = self.fitted(real, "in", MAX_SHIFT)
         if fit.coarse:
             knobs = "steps" if KINDS[real.kind].takes == "token" else "tokens a sample, or a smaller beta"
@@ -281,9 +283,13 @@ class _Chooser:
             return 0
         return int(np.clip(np.floor(np.log2(own[synapse.name] / least)), 0, 8))
 
+    def is_train(self, source: str) -> bool:
+        """Whether a sender sends spikes; one that isn't chosen yet can only be heard by itself, and does."""
+        return source not in self.sent or self.graph.sends(source) == "train"
+
     def folded(self, synapse: RealSynapse) -> Dense | Kernel | Each:
         """The map with the unit of what its sender sends folded in; a spike counts as 1."""
-        if self.graph.sends(synapse.source) == "train":
+        if self.is_train(synapse.source):
             return synapse.map
         if isinstance(synapse.map, Kernel):
             shape = self.graph.inputs if synapse.source == INPUT else self.graph[synapse.source].shape
@@ -298,7 +304,7 @@ class _Chooser:
         """A synapse in integers, whose channels count in scale / 2^shift."""
         folded, gain = self.folded(synapse), self.gain(synapse)
         if isinstance(folded, Each):
-            train = self.graph.sends(synapse.source) == "train"
+            train = self.is_train(synapse.source)
             factor, right = _as_factor(folded.weight * 2.0**shift / (scale * gain), whole=train)
             return Synapse(
                 synapse.name, synapse.source, synapse.port, "each", synapse.arrival, factor, 0, right

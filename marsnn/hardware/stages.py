@@ -28,6 +28,9 @@ so the weight tau^t of a spike at step t is carried by doubling the accumulator 
 nothing (tau = 1, and neurons that code by rate) or by the step's own power of two (tau = 2). Each synapse has
 an accumulator of its own; a port adds them and its bias.
 
+A stage that takes currents may hear itself ("stream"): its spike of step t arrives at its step t + 1. What is
+on its way when the stage is cleared, at a token's or a sample's end, is dropped.
+
 The clock: a stage opens once a token, every T steps. A spike of step n arrives at n + 1. A stage that takes
 sums opens when the last step of its slowest sender has arrived, one that takes currents when the first has;
 what arrives earlier waits in a delay line. `docs/lava.md` has it drawn.
@@ -104,6 +107,7 @@ class Kind:
     ports: Mapping[str, str]  # port -> its axis
     arrays: Mapping[str, Array]
     remembers: bool = False  # across the tokens of a sample, whatever `carry` says
+    hears_itself: bool = False  # its spikes may come back
 
 
 _SHIFT = {"least": 0, "most": LARGEST_SHIFT}
@@ -133,6 +137,7 @@ KINDS: dict[str, Kind] = {
             "most": Array("", 1, LARGEST_LEVEL),
             "signed": Array("", 0, 1),
         },
+        hears_itself=True,
     ),
     "sum": Kind("value", "token", {"in": "N"}, {}),
     "gate": Kind(
@@ -209,7 +214,7 @@ class Synapse:
     """From one sender to one port of one stage."""
 
     name: str  # of the linear layer, or one that was made
-    source: str  # of a stage before this one, or "input"
+    source: str  # of a stage before this one, its own, or "input"
     port: str
     form: Form
     arrival: Arrival
@@ -244,6 +249,11 @@ class Stage:
     @property
     def takes(self) -> Literal["token", "step"]:
         return KINDS[self.kind].takes
+
+    @property
+    def loops(self) -> tuple[Synapse, ...]:
+        """The synapses by which it hears itself."""
+        return tuple(synapse for synapse in self.synapses if synapse.source == self.name)
 
     def number(self, name: str) -> int:
         """An array of the kind that is one number."""
@@ -304,8 +314,11 @@ def schedule(graph: IntegerGraph) -> Schedule:
     for stage in graph.stages:
         ready = {}
         for synapse in stage.synapses:
+            if synapse.source == stage.name:
+                continue
             whole = graph.sends(synapse.source) == "train" and stage.takes == "token"
             ready[synapse.name] = opens[synapse.source] + (graph.steps if whole else 1)
         opens[stage.name] = max(ready.values())
         delays |= {name: opens[stage.name] - each for name, each in ready.items()}
+        delays |= {synapse.name: 0 for synapse in stage.loops}
     return Schedule({name: step for name, step in opens.items() if name != INPUT}, delays)

@@ -168,6 +168,49 @@ def threshold_case() -> Case:
     return Case("boundary-alif", IntegerGraph(5, (1,), tuple(stages)), SIGNS)
 
 
+def loop_case() -> Case:
+    """A chain in which each spike brings the next neuron to its level, one below it or one above it.
+
+    Only the first neuron hears the input, so a chain ends with its token, or goes on to the end of its
+    sample; where each neuron brings back itself, all do. Nothing else is remembered, but in the last stage.
+    """
+    N, level = 12, 100
+    steps = {3: 1, 6: -1}  # of the link to neuron k: how far from the level it ends
+    chain = np.diag([level + steps.get(k, 0) for k in range(1, N)], -1)
+    chain[3:, 9] = -7  # and what comes back from another neuron, too, is added to it
+    line = Convolution((2, 6), (2, 6), (1,), (1,), (1,))
+    kernel = np.array([[[level, 3, 0], [0, 1, -1]], [[-100, 0, 0], [0, 5, level]]])
+    right = np.array([1, 0, 2] * 4)
+    forms = {
+        "dense": ("dense", chain, 0, None, None),
+        "shifted": ("dense", chain // 4, 2, None, None),
+        "each": ("each", (level << right) + (right > 0), 0, right, None),
+        "conv": ("conv", kernel, 0, None, line),
+    }
+    stages = []
+    for name, (form, weight, shift, right_, conv) in forms.items():
+        for carry in ("token", "sequence"):
+            own = f"{name}.{carry}"
+            heard = np.full((N, 1), level) if form == "each" else np.eye(N, 1, dtype=np.int64) * level
+            first = Synapse(f"{own}.in", INPUT, "in", "dense", "held", heard)
+            loop = Synapse(f"{own}.loop", own, "in", form, "stream", weight, shift, right_, conv)  # type: ignore[arg-type]
+            arrays = lif_arrays(N, level, level, 0, signed=int(name == "each"), most=2)
+            shape = (2, 6) if form == "conv" else (N,)
+            bias = {"in": np.zeros(N, dtype=np.int64)}
+            stages.append(Stage(own, "lif", shape, (first, loop), bias, whole(arrays), carry=carry))  # type: ignore[arg-type]
+    kept = lif_arrays(N, level, level, 3001, current_decay=1501, signed=1)
+    last = replace(stages[1], name="kept", arrays=whole(kept), reset="zero")
+    last = replace(
+        last,
+        synapses=tuple(
+            replace(each, name=f"kept.{k}", source="kept" if k else INPUT)
+            for k, each in enumerate(stages[1].synapses)
+        ),
+    )
+    inputs = np.array([[1], [0], [0], [-1], [2], [1], [0], [0], [-1], [0]])
+    return Case("boundary-loop", IntegerGraph(4, (1,), (*stages, last), 2), inputs)
+
+
 def levels_case() -> Case:
     """IntegerLIF and TernaryLIF: each level reached exactly, one below, one above, on both sides."""
     stages = []

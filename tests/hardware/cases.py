@@ -13,6 +13,7 @@ from tests.hardware.boundaries import (
     gate_boundary_case,
     levels_case,
     lif_boundary_case,
+    loop_case,
     norm_boundary_case,
     s4d_boundary_case,
     ssd_boundary_cases,
@@ -26,7 +27,7 @@ from tests.hardware.random_graphs import random_case
 def directed_cases() -> tuple[Case, ...]:
     return (
         *(atmn_boundary_case(steps) for steps in (1, 4, 8)),
-        lif_boundary_case(), threshold_case(), levels_case(),
+        lif_boundary_case(), loop_case(), threshold_case(), levels_case(),
         *(gate_boundary_case(steps) for steps in (1, 4)),
         norm_boundary_case(), each_boundary_case(), accumulator_case(),
         *(conv_case(rank) for rank in (1, 2)),

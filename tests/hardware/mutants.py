@@ -212,6 +212,37 @@ def lif_that(late_current: bool = False, early: bool = False, before: bool = Fal
     return lif
 
 
+returned = integer.returned
+
+
+def comes_back(late: int) -> Callable:
+    """Spikes that come back so many steps later than they should."""
+
+    def wrong(stage: Stage, spikes: Any, t: int) -> Any:
+        return returned(stage, spikes, max(t - late, 0))
+
+    return wrong
+
+
+def of_loops(change: Callable[[Synapse], Synapse]) -> Mutant:
+    """Other synapses from a stage to itself."""
+
+    def edited(stage: Stage) -> Stage:
+        kept = tuple(change(each) if each in stage.loops else each for each in stage.synapses)
+        return replace(stage, synapses=kept)
+
+    return Mutant(graph=lambda graph: replace(graph, stages=tuple(edited(stage) for stage in graph.stages)))
+
+
+def other_carry(carry: str) -> Mutant:
+    """Loops that are dropped at every token, or at none but a sample's."""
+
+    def edited(stage: Stage) -> Stage:
+        return replace(stage, carry=carry) if stage.loops else stage
+
+    return Mutant(graph=lambda graph: replace(graph, stages=tuple(edited(stage) for stage in graph.stages)))
+
+
 def levels_apart(stage: Stage, h: Any, adapted: Any) -> Any:
     """Every level a further threshold away, as if each had the first one's distance."""
     return sum(
@@ -320,6 +351,8 @@ def a_token_late(graph: IntegerGraph, stage: Stage, port: str, sent: Any) -> Any
     # two synapses of one sender may differ, so each gets a sender of its own
     synapses, own = [], {}
     for synapse in stage.synapses:
+        if synapse in stage.loops:
+            continue
         signal = sent[synapse.source]
         if waits.get(synapse.name):
             signal = np.concatenate([np.zeros_like(signal[:1]), signal[:-1]])
@@ -333,7 +366,7 @@ def one_accumulator(graph: IntegerGraph, stage: Stage, port: str, sent: Any) -> 
     total, clipped = np.zeros_like(stage.bias[port]), 0
     sums: dict[str, Any] = {}
     for synapse in stage.synapses:
-        if synapse.port == port:
+        if synapse.port == port and synapse not in stage.loops:
             reached = integer.reach(synapse, sent[synapse.source])
             sums[synapse.arrival] = sums.get(synapse.arrival, 0) + reached
     for arrival, arrivals in sums.items():
@@ -395,6 +428,16 @@ MUTANTS: dict[str, Mutant] = {
     "lif: levels apart by the threshold": everywhere("levels_reached", levels_apart),
     "lif: one level only": of_stages("lif", lambda s: {"most": 1}),
     "lif: a level too many": of_stages("lif", lambda s: {"most": s.number("most") + (s.number("most") > 1)}),
+    "loop: none": of_loops(lambda each: replace(each, weight=0 * each.weight)),
+    "loop: a step too late": instead("returned", comes_back(1)),
+    "loop: two steps too late": instead("returned", comes_back(2)),
+    "loop: transposed": of_loops(
+        lambda each: replace(each, weight=each.weight.T) if each.form == "dense" else each),
+    "loop: without its shift": of_loops(lambda each: replace(each, shift=0)),
+    "loop: one above": of_loops(lambda each: replace(each, weight=each.weight + (each.weight == 99))),
+    "loop: one below": of_loops(lambda each: replace(each, weight=each.weight - (each.weight == 100))),
+    "loop: dropped at every token": other_carry("token"),
+    "loop: never dropped but at a sample": other_carry("sequence"),
     "lif: no negative side": of_stages("lif", lambda s: {"signed": 0}),
     "lif: a negative side for all": of_stages("lif", lambda s: {"signed": 1}),
     "lif: reset by subtraction": Mutant(graph=lambda graph: replace(

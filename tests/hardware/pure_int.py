@@ -23,11 +23,14 @@ def run(graph: Any, inputs: Any) -> tuple[dict[str, list], dict[str, int]]:
         trains[stage.name] = stage.kind in TRAINS
         arrives = []
         for synapse in stage.synapses:
+            if synapse.source == stage.name:
+                continue
             # The first spike that the stage can't open without: of a train that is summed, the last one.
             last = T - 1 if trains[synapse.source] and stage.kind != "lif" else 0
             arrives.append(starts[synapse.source] + last + 1)
         starts[stage.name] = max(arrives)
-        waits = [max(arrives) - each for each in arrives]
+        rest = [max(arrives) - each for each in arrives]
+        waits = [0 if synapse.source == stage.name else rest.pop(0) for synapse in stage.synapses]
         stages.append(KINDS[stage.kind](stage, graph, W, max(arrives), waits))
     # sender -> step -> what was sent, as pairs (neuron, number) without the zeros
     history: dict[str, dict[int, list]] = {name: {} for name in starts}
@@ -166,7 +169,10 @@ class Stage:
         w, t = (n - self.opens) // self.T, (n - self.opens) % self.T
         arrived = {port: list(bias) for port, bias in self.bias.items()}
         for wire in self.wires:
-            a = wire.reached(history[wire.source].get(n - 1 - wire.wait, []))
+            heard = history[wire.source].get(n - 1 - wire.wait, [])
+            if wire.source == self.name and t == 0 and not (self.lasting and w % self.per_sample):
+                heard = []  # sent before the state was cleared
+            a = wire.reached(heard)
             taken = self.take(wire, a, t)
             into = arrived[wire.port]
             for j, x in enumerate(taken):

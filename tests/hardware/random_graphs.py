@@ -39,6 +39,7 @@ class Maker:
         saturating: bool = False, wide: bool = False,
     ) -> None:  # fmt: skip
         self.rng = np.random.default_rng(seed)
+        self.own = np.random.default_rng(9000 + seed)  # of loops
         self.saturating = saturating
         most = WIDE_INPUT_MAX if wide else INPUT_MAX
         self.graph = IntegerGraph(steps, shape, (), per_sample, most)
@@ -170,6 +171,24 @@ class Maker:
             found.append("each")
         return found if self.rng.random() < 0.5 else found[::-1]
 
+    def loop(self, name: str, shape: tuple[int, ...]) -> tuple[Synapse, ...]:
+        """By which half of the populations hear themselves: a matrix, a kernel, or each neuron itself."""
+        rng, N = self.own, int(np.prod(shape))
+        form = str(rng.choice(["", "", "dense", "conv" if len(shape) > 1 else "dense", "each"]))
+        if not form or (form == "dense" and N > 400):
+            return ()
+        conv, right, axes = None, None, len(shape) - 1
+        weights = {"dense": (N, N), "conv": (shape[0], shape[0], *[3] * axes), "each": (N,)}[form]
+        weight = rng.integers(-WEIGHT_MAX, WEIGHT_MAX + 1, weights)
+        weight[rng.random(weights) < 0.25] = 0
+        shift = int(rng.integers(8, 12) if self.saturating else rng.integers(0, 4))
+        if form == "conv":
+            one = (1,) * axes
+            conv = Convolution(shape, shape, one, one, one)
+        if form == "each":
+            weight, shift, right = weight * 2**shift, 0, rng.integers(0, 4, N)
+        return (Synapse(f"{name}.loop", name, "in", form, "stream", weight, shift, right, conv),)
+
     # stages
 
     def add(self, kind: str, sources: Sequence[str], flat: int, like: str | None = None) -> str:
@@ -197,6 +216,8 @@ class Maker:
             sizes[port] = int(np.prod(made))
             synapses += own
         assert shape is not None
+        if kind == "lif":
+            synapses += self.loop(name, shape)
         size = 2 ** int(rng.integers(16, 20)) if self.saturating else 2 ** int(rng.integers(3, 11))
         bias = {port: rng.integers(-size, size + 1, n) for port, n in sizes.items()}
         stage = Stage(

@@ -213,47 +213,96 @@ long atmn(const double* sums, const double* numbers, double decay, int8_t* spike
 
 namespace {
 
+// One step of 64 neurons: `in` without their bias, `of` as below; `over` counts what was clipped.
 template <bool CURRENT, bool ADAPTS>
-long lif(const double* currents, const double* numbers, int8_t* spikes, long runs, long length, long N,
-         long columns, int most, double sign, int zero) {
-  long count = 0;
-  const long blocks = columns / BLOCK;
-  for (long job = 0; job < runs * blocks; ++job) {
-    const long run = job / blocks, block = job % blocks * BLOCK;
-    const double *bias = numbers + block, *fire = bias + columns, *amplitude = fire + columns,
-                 *decay = amplitude + columns, *current_decay = decay + columns,
-                 *adaptation = current_decay + columns, *adaptation_decay = adaptation + columns;
-    double v[BLOCK] = {}, i[BLOCK] = {}, adapted[BLOCK] = {}, over[BLOCK] = {}, h[BLOCK], s[BLOCK];
-    int8_t sent[BLOCK];
-    for (long t = 0; t < length; ++t) {
-      const double* in = currents + (run * length + t) * columns + block;
-      for (long n = 0; n < BLOCK; ++n) {
-        const double driven = (CURRENT ? whole(i[n] * current_decay[n]) : 0.0) + in[n] + bias[n];
-        const double kept = clipped(driven);
-        const double x = whole(v[n] * decay[n]) + kept;
-        const double y = clipped(x);
-        over[n] += (kept != driven ? 1.0 : 0.0) + (y != x ? 1.0 : 0.0);
-        i[n] = kept, h[n] = y, s[n] = 0;
-      }
-      for (int k = 0; k < most; ++k)
-        for (long n = 0; n < BLOCK; ++n) {
-          const double level = fire[n] + (ADAPTS ? adapted[n] : 0.0) + k * amplitude[n];
-          s[n] += (h[n] >= level ? 1.0 : 0.0) - (-h[n] >= level ? sign : 0.0);
-        }
-      for (long n = 0; n < BLOCK; ++n) {
-        sent[n] = static_cast<int8_t>(s[n]);
-        v[n] = zero ? (s[n] == 0 ? h[n] : 0.0) : h[n] - s[n] * amplitude[n];
-        if (ADAPTS) {
-          const double size = s[n] < 0 ? -s[n] : s[n];
-          const double x = whole(adapted[n] * adaptation_decay[n]) + size * adaptation[n];
-          adapted[n] = clipped(x);
-          over[n] += adapted[n] != x ? 1.0 : 0.0;
-        }
-      }
-      std::memcpy(spikes + (run * length + t) * N + block, sent, std::min(BLOCK, N - block));
-    }
-    for (double each : over) count += static_cast<long>(each);
+inline __attribute__((always_inline)) void lif_step(const double* in, const double* of, long columns, double* v,
+                                                    double* i, double* adapted, double* over, int8_t* sent, int most,
+                                                    double sign, int zero) {
+  const double *bias = of, *fire = bias + columns, *amplitude = fire + columns, *decay = amplitude + columns,
+               *current_decay = decay + columns, *adaptation = current_decay + columns,
+               *adaptation_decay = adaptation + columns;
+  double h[BLOCK], s[BLOCK];
+  for (long n = 0; n < BLOCK; ++n) {
+    const double driven = (CURRENT ? whole(i[n] * current_decay[n]) : 0.0) + in[n] + bias[n];
+    const double kept = clipped(driven);
+    const double x = whole(v[n] * decay[n]) + kept;
+    const double y = clipped(x);
+    over[n] += (kept != driven ? 1.0 : 0.0) + (y != x ? 1.0 : 0.0);
+    i[n] = kept, h[n] = y, s[n] = 0;
   }
+  for (int k = 0; k < most; ++k)
+    for (long n = 0; n < BLOCK; ++n) {
+      const double level = fire[n] + (ADAPTS ? adapted[n] : 0.0) + k * amplitude[n];
+      s[n] += (h[n] >= level ? 1.0 : 0.0) - (-h[n] >= level ? sign : 0.0);
+    }
+  for (long n = 0; n < BLOCK; ++n) {
+    sent[n] = static_cast<int8_t>(s[n]);
+    v[n] = zero ? (s[n] == 0 ? h[n] : 0.0) : h[n] - s[n] * amplitude[n];
+    if (ADAPTS) {
+      const double size = s[n] < 0 ? -s[n] : s[n];
+      const double x = whole(adapted[n] * adaptation_decay[n]) + size * adaptation[n];
+      adapted[n] = clipped(x);
+      over[n] += adapted[n] != x ? 1.0 : 0.0;
+    }
+  }
+}
+
+struct Lif {
+  const double *currents, *numbers;
+  int8_t* spikes;
+  long runs, length, N, columns;
+  int most;
+  double sign;
+  int zero;
+  const int16_t* weights;  // by which spikes come back, or none
+  double factor;
+
+  const double* in(long run, long t) const { return currents + (run * length + t) * columns; }
+  int8_t* out(long run, long t) const { return spikes + (run * length + t) * N; }
+};
+
+template <bool CURRENT, bool ADAPTS>
+long lif(const Lif& p) {  // block by block, each through all steps
+  long count = 0;
+  for (long run = 0; run < p.runs; ++run)
+    for (long block = 0; block < p.columns; block += BLOCK) {
+      double v[BLOCK] = {}, i[BLOCK] = {}, adapted[BLOCK] = {}, over[BLOCK] = {};
+      int8_t sent[BLOCK];
+      for (long t = 0; t < p.length; ++t) {
+        lif_step<CURRENT, ADAPTS>(p.in(run, t) + block, p.numbers + block, p.columns, v, i, adapted, over, sent,
+                                  p.most, p.sign, p.zero);
+        std::memcpy(p.out(run, t) + block, sent, std::min(BLOCK, p.N - block));
+      }
+      for (double each : over) count += static_cast<long>(each);
+    }
+  return count;
+}
+
+template <bool CURRENT, bool ADAPTS>
+long lif_returning(const Lif& p) {  // step by step, as all spikes of one come back at the next
+  long count = 0;
+  Events events;
+  std::vector<double> v(p.columns), i(p.columns), adapted(p.columns), over(p.columns);
+  for (long run = 0; run < p.runs; ++run) {
+    for (auto* state : {&v, &i, &adapted}) std::fill(state->begin(), state->end(), 0.0);
+    for (long t = 0; t < p.length; ++t) {
+      if (t) events.read(p.out(run, t - 1), p.N);
+      for (long block = 0; block < p.columns; block += BLOCK) {
+        double driven[BLOCK];
+        std::memcpy(driven, p.in(run, t) + block, sizeof driven);
+        if (t) {
+          int32_t sums[BLOCK];
+          gather(events, p.out(run, t - 1), p.weights + block * p.N, sums);
+          for (long n = 0; n < BLOCK; ++n) driven[n] += sums[n] * p.factor;
+        }
+        int8_t sent[BLOCK];
+        lif_step<CURRENT, ADAPTS>(driven, p.numbers + block, p.columns, &v[block], &i[block], &adapted[block],
+                                  &over[block], sent, p.most, p.sign, p.zero);
+        std::memcpy(p.out(run, t) + block, sent, std::min(BLOCK, p.N - block));
+      }
+    }
+  }
+  for (double each : over) count += static_cast<long>(each);
   return count;
 }
 
@@ -262,11 +311,20 @@ long lif(const double* currents, const double* numbers, int8_t* spikes, long run
 extern "C" {
 
 // spikes [runs, length, N] of currents [runs, length, columns] without their bias; numbers [7, columns]: bias, fire,
-// amplitude, and decay, current_decay, adaptation, adaptation_decay, the decays as fractions.
+// amplitude, and decay, current_decay, adaptation, adaptation_decay, the decays as fractions. Spikes come back by
+// `weights` [blocks, N, 64] times `factor`, if there are any.
 long lif(const double* currents, const double* numbers, int8_t* spikes, long runs, long length, long N,
-         long columns, int most, int sign, int zero, int current, int adapts) {
+         long columns, int most, int sign, int zero, int current, int adapts, const int16_t* weights,
+         double factor) {
+  const Lif p{currents, numbers, spikes, runs, length, N, columns, most, static_cast<double>(sign), zero, weights,
+              factor};
+  if (weights) {
+    const auto chosen = current ? (adapts ? lif_returning<true, true> : lif_returning<true, false>)
+                                : (adapts ? lif_returning<false, true> : lif_returning<false, false>);
+    return chosen(p);
+  }
   const auto chosen = current ? (adapts ? lif<true, true> : lif<true, false>)
                               : (adapts ? lif<false, true> : lif<false, false>);
-  return chosen(currents, numbers, spikes, runs, length, N, columns, most, sign, zero);
+  return chosen(p);
 }
 }

@@ -31,9 +31,11 @@ def clock(stages, steps):
         ready = {
             each["name"]: opens[each["source"]] + (steps if whole and trains.get(each["source"]) else 1)
             for each in stage["synapses"]
+            if each["source"] != stage["name"]  # what comes back arrives one step after it was sent
         }
         opened = opens[stage["name"]] = max(ready.values())
         trains[stage["name"]] = stage["kind"] in TRAINS
+        delays.update({each["name"]: 0 for each in stage["synapses"]})
         delays.update({name: opened - step for name, step in ready.items()})
     return opens, delays
 
@@ -69,7 +71,7 @@ class Builder:
         source = Source(data=data, steps=self.steps)
         self.senders = {"input": source}
         for stage in self.manifest["stages"]:
-            self.senders[stage["name"]] = self.population(kinds[stage["kind"]], stage)
+            self.population(kinds[stage["kind"]], stage)
         return source
 
     def population(self, kind, stage):
@@ -80,6 +82,7 @@ class Builder:
         bias = {key[5:]: array.astype(wide) for key, array in own.items() if key.startswith("bias/")}
         numbers = {key: array.astype(wide) for key, array in own.items() if not key.startswith("bias/")}
         lasting = stage["carry"] == "sequence" or stage["kind"] in ("s4d", "ssd")
+        per_sample = self.manifest["tokens_per_sample"] if lasting else 1
         population = kind(
             neurons=int(np.prod(stage["shape"])),
             bias=bias,
@@ -87,15 +90,16 @@ class Builder:
             steps=self.steps,
             tokens=self.tokens,
             open_at=self.opens[name],
-            per_sample=self.manifest["tokens_per_sample"] if lasting else 1,
+            per_sample=per_sample,
             zero_reset=stage["reset"] == "zero",
         )
         self.counters[name] = [population]
+        self.senders[name] = population
         for synapse in stage["synapses"]:
-            self.synapse(stage, synapse, getattr(population, kind.PORTS[synapse["port"]]))
-        return population
+            dropped = self.steps * per_sample if synapse["source"] == name else 0
+            self.synapse(stage, synapse, getattr(population, kind.PORTS[synapse["port"]]), dropped)
 
-    def synapse(self, stage, synapse, port):
+    def synapse(self, stage, synapse, port, dropped):
         from wires import Accumulator, Delay, Each
 
         name = synapse["name"]
@@ -116,7 +120,7 @@ class Builder:
             reached = self.dense(weight, sent)
         accumulator = Accumulator(
             size=int(np.prod(reached.shape)), arrival=synapse["arrival"], shift=synapse["shift"],
-            steps=self.steps, open_at=self.opens[stage["name"]],
+            steps=self.steps, open_at=self.opens[stage["name"]], dropped=dropped,
         )  # fmt: skip
         self.counters[stage["name"]].append(accumulator)
         reached.connect(accumulator.s_in)

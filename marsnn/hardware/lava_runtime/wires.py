@@ -149,6 +149,9 @@ class Accumulator(Wire):
 
     Where that takes a token's sum, it is summed here by the arrival's rule and handed on when the window
     opens. Where it takes each step's current, that is weighed here by the step's own power of two.
+
+    Of a population's own spikes, what arrives every `dropped` steps was sent before it was cleared, and is
+    dropped; 0 is never.
     """
 
 
@@ -161,8 +164,11 @@ class PyAccumulatorFixed(WireModel):
         self.arrival, self.steps = self.own["arrival"], self.own["steps"]
 
     def run_spk(self):
-        step = (self.time_step - self.own["open_at"]) % self.steps
+        since = self.time_step - self.own["open_at"]
+        step = since % self.steps
         a = self.s_in.recv().astype(self.number) * (1 << self.own["shift"])
+        if self.own["dropped"] and since % self.own["dropped"] == 0:
+            a = self.nothing
         if self.arrival == "held":
             self.total = a if step == 0 else self.total
             self.send(self.total)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from marsnn.gated import GatedLinear
 from marsnn.network import Network
-from marsnn.neurons import ALIF, ATMN, LIF, PLIF, TMN, CubaLIF, IntegerLIF, TernaryLIF
+from marsnn.neurons import ALIF, ATMN, LIF, PLIF, TMN, CubaLIF, IntegerLIF, Recurrent, TernaryLIF
+from marsnn.neurons.base import Neuron
 from marsnn.ssm import S4D, SSDCore
 
 Drawn = tuple[Network, Tensor]
@@ -46,14 +47,14 @@ class _Draw:
         tau, fire_at = self.of(0.5, 0.5, 1.0, 2.0), self.of(1.0, 1.0, 0.5)
         return ATMN(features, self.steps, tau, self.level(), fire_at, **settings)
 
-    def step_neuron(self, features: int, **settings: Any) -> nn.Module:
+    def step_neuron(self, features: int, **settings: Any) -> Neuron:
         """One of those that take a current at every step."""
         common = {
             "steps": self.steps, "threshold": self.level(), "reset": self.of("subtract", "zero"),
             "carry": self.of("token", "sequence"), **settings,
         }  # fmt: skip
         beta, other = (float(each) for each in self.rng.uniform(0.3, 0.9, 2))
-        makes: list[Callable[[], nn.Module]] = [
+        makes: list[Callable[[], Neuron]] = [
             lambda: LIF(features, beta=beta, **common),
             lambda: PLIF(features, beta=beta, **common),
             lambda: CubaLIF(features, beta=beta, alpha=other, **common),
@@ -95,6 +96,15 @@ class _Draw:
         inputs, size = self.size(), self.size()
         make = self.atmn if self.rng.random() < 0.5 else self.step_neuron
         layers = [nn.Linear(inputs, size), make(size), nn.Linear(size, size), make(size), nn.Linear(size, 4)]
+        return Network(layers), self.inputs(inputs)
+
+    def recurrent(self) -> Drawn:
+        """Neurons that hear themselves, others between them."""
+        inputs, size, wide = self.size(), self.size(), self.size()
+        back = Recurrent(self.step_neuron(wide), bias=bool(self.of(True, False)))
+        again = Recurrent(self.step_neuron(size))
+        between = [self.neuron(size)] if self.rng.random() < 0.5 else [again]
+        layers = [nn.Linear(inputs, wide), back, nn.Linear(wide, size), *between, nn.Linear(size, 4)]
         return Network(layers), self.inputs(inputs)
 
     def image(self) -> Drawn:
@@ -191,8 +201,8 @@ class _Draw:
 
 
 FAMILIES: dict[str, Callable[[_Draw], Drawn]] = {
-    "dense": _Draw.dense, "one kind": _Draw.chip, "image": _Draw.image, "line": _Draw.line,
-    "skips": _Draw.skips,
+    "dense": _Draw.dense, "one kind": _Draw.chip, "recurrent": _Draw.recurrent,
+    "image": _Draw.image, "line": _Draw.line, "skips": _Draw.skips,
     "gated": _Draw.gated, "norms": _Draw.norms, "s4d": _Draw.s4d, "ssd": _Draw.ssd,
 }  # fmt: skip
 """Name -> what draws such a network."""

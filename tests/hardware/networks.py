@@ -5,7 +5,7 @@ from torch import nn
 
 from marsnn.gated import GatedLinear
 from marsnn.network import Network
-from marsnn.neurons import ALIF, ATMN, LIF, PLIF, TMN, CubaLIF, IntegerLIF, TernaryLIF
+from marsnn.neurons import ALIF, ATMN, LIF, PLIF, TMN, CubaLIF, IntegerLIF, Recurrent, TernaryLIF
 from marsnn.ssm import S4D, SSDCore
 
 
@@ -27,6 +27,13 @@ def integers():
     first = TernaryLIF(16, threshold=0.5, carry="sequence")
     layers = [nn.Linear(8, 16), first, nn.Linear(16, 12), IntegerLIF(12, threshold=0.3), nn.Linear(12, 12)]
     return [*layers, PLIF(12, threshold=0.2, reset="zero"), nn.Linear(12, 4)], randn(5, 6, 8)
+
+
+def recurrent():
+    """Neurons that hear themselves, one population to the end of a token, one to that of a sample."""
+    first = Recurrent(LIF(16, beta=0.7, threshold=0.5), bias=True)
+    second = Recurrent(TernaryLIF(12, threshold=0.3, carry="sequence"))
+    return [nn.Linear(8, 16), first, nn.Linear(16, 12), second, nn.Linear(12, 4)], randn(5, 6, 8)
 
 
 def ternary():
@@ -104,8 +111,8 @@ def normed():
 BUILD = {
     build.__name__: build
     for build in (
-        chain, rates, integers, ternary, channels, skips, direct, pictures, series, s4d, turned, plain, block,
-        normed,
+        chain, rates, integers, recurrent, ternary, channels, skips, direct, pictures, series, s4d, turned,
+        plain, block, normed,
     )
 }  # fmt: skip
 

@@ -23,6 +23,7 @@ from marsnn.neurons import (
     IntegerLIF,
     Izhikevich,
     LeakyIntegrator,
+    Recurrent,
     TernaryLIF,
 )
 from marsnn.ssm import S4D, SSD, SSDCore
@@ -64,6 +65,18 @@ def _hard(features: int, threshold: float, **settings: Any) -> LIF:
     return LIF(features, T, threshold=threshold, reset="zero", **settings)
 
 
+def _recurrent(carry: str) -> Callable[[], Network]:
+    """Of netx, which clears all layers together, both neurons have the same carry."""
+    return lambda: Network(
+        {
+            "fc": nn.Linear(6, 5, bias=False),
+            "own": Recurrent(_hard(5, 0.3, carry=carry)),
+            "out": nn.Linear(5, 4),
+            "last": _hard(4, 0.1, carry=carry),
+        }
+    )
+
+
 def _carried() -> Network:
     first, last = (_hard(n, threshold, carry="sequence") for n, threshold in ((5, 0.3), (4, 0.1)))
     return Network([nn.Linear(6, 5), first, nn.Linear(5, 4), last])
@@ -82,6 +95,9 @@ ROWS: dict[str, tuple[Callable[[], Network], tuple[int, ...]]] = {
     FLAT), "ALIF": (lambda: _behind(ALIF(5, T, threshold=0.2)), FLAT),
     "IntegerLIF": (lambda: _behind(IntegerLIF(5, T, threshold=0.2)), FLAT),
     "TernaryLIF": (lambda: _behind(TernaryLIF(5, T, threshold=0.2)), FLAT),
+    "recurrent LIF, reset to zero": (_recurrent("token"), FLAT),
+    "recurrent LIF, state carried over tokens": (_recurrent("sequence"), FLAT),
+    "recurrent TernaryLIF": (lambda: _behind(Recurrent(TernaryLIF(5, T, threshold=0.2))), FLAT),
     "LeakyIntegrator": (lambda: _behind(LeakyIntegrator(5, T)), FLAT),
     "Izhikevich": (lambda: _behind(Izhikevich(5, T)), FLAT),
     "Linear as the last layer": (lambda: Network([nn.Linear(6, 5), _hard(5, 0.3), nn.Linear(5, 3)]), FLAT),

@@ -17,7 +17,7 @@ from marsnn.gated import GatedLinear
 from marsnn.hardware import export, integer, load, verify
 from marsnn.hardware.lava import candidates
 from marsnn.network import Network
-from marsnn.neurons import ATMN, LIF
+from marsnn.neurons import ATMN, LIF, Recurrent
 
 lava = [pytest.mark.lava, pytest.mark.xdist_group("lava")]
 
@@ -304,6 +304,47 @@ DAMAGE = {
         "spikes/atmn1 leaves -1 to 1",
     ),
 }
+
+
+LOOP_DAMAGE = {
+    "by another rule": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0]["synapses"][1].update(arrival="stream_up")),
+        "recurrent1.recurrent can't have arrival 'stream_up'",
+    ),
+    "as values": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0]["synapses"][1].update(arrival="held")),
+        "recurrent1.recurrent can't have arrival 'held'",
+    ),
+    "alone": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0]["synapses"].pop(0)),
+        "no synapse ends at recurrent1.in",
+    ),
+    "by another matrix": (
+        lambda p: edit_arrays(
+            p,
+            "tensors.npz",
+            lambda a: a.update({"synapses/recurrent1.recurrent/weight": np.ones((4, 3), np.int8)}),
+        ),
+        r"recurrent1.recurrent/weight is \[4, 3\], expected \[4, 4\]",
+    ),
+    "beyond 24 bits": (
+        lambda p: edit_manifest(p, lambda m: m["stages"][0]["synapses"][1].update(shift=20)),
+        "recurrent1 can overflow 24 bits",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", LOOP_DAMAGE)
+def test_a_stage_hears_itself_in_one_way(how, tmp_path):
+    damage, message = LOOP_DAMAGE[how]
+    torch.manual_seed(0)
+    net = Network([nn.Linear(6, 4), Recurrent(LIF(4, threshold=0.2)), nn.Linear(4, 2)])
+    path = export(net, torch.randn(3, 4, 6), tmp_path / "bundle").path
+    assert load(path).graph.stages[0].loops[0].name == "recurrent1.recurrent"
+    damage(path)
+    with pytest.raises(BundleError, match=message) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", DAMAGE)

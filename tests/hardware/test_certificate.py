@@ -234,11 +234,17 @@ class Watched:
     signed=st.integers(0, 1),
     reset=st.sampled_from(["subtract", "zero"]),
     carry=st.sampled_from(["token", "sequence"]),
+    loop=st.sampled_from([None, 0, 5]),
 )
-def test_no_state_of_a_lif_exceeds_its_bound(seed, steps, tokens, most, signed, reset, carry):
-    """Inputs that excite, that inhibit to the end, that do one and then the other, and any."""
+def test_no_state_of_a_lif_exceeds_its_bound(seed, steps, tokens, most, signed, reset, carry, loop):
+    """Inputs that excite, that inhibit to the end, that do one and then the other, and any; with spikes that
+    come back, too."""
     rng = np.random.default_rng(seed)
     stage = lif_of(rng, [dense(rng, "w", "in", "stream", shift=2)], most, signed, reset=reset, carry=carry)
+    if loop is not None:
+        weight = rng.integers(-127, 128, (N, N))
+        own = Synapse("own", stage.name, "in", "dense", "stream", weight, loop)
+        stage = replace(stage, synapses=(*stage.synapses, own))
     graph, senders = alone(stage, steps, tokens)
     found = bounds(graph, stage, senders)
     towards = np.sign(stage.synapses[0].weight)  # [N, M]

@@ -10,10 +10,11 @@ from torch import nn
 from marsnn.errors import ExportError, FileError, InputError, NonFiniteError, ShapeError
 from marsnn.gated import GatedLinear
 from marsnn.hardware import export, verify
+from marsnn.hardware.exporter import in_order
 from marsnn.hardware.graph import extract
 from marsnn.hardware.quantize import input_scale, quantize
 from marsnn.network import Network
-from marsnn.neurons import ATMN, LIF, TMN, IntegerLIF, LeakyIntegrator, get, names
+from marsnn.neurons import ATMN, LIF, TMN, IntegerLIF, LeakyIntegrator, Recurrent, get, names
 from marsnn.simulator import simulate
 from marsnn.ssm import S4D, SSD, SSDCore
 from tests.hardware.networks import BUILD, build
@@ -94,6 +95,16 @@ REFUSED = {
         },
         (6,),
         "b: follows fc with no neuron",
+    ),
+    "a recurrence of graded values": (
+        {"fc": nn.Linear(6, 4), "own": Recurrent(LeakyIntegrator(4)), "out": nn.Linear(4, 2), "a": ATMN(2)},
+        (6,),
+        "own: LeakyIntegrator has no exact integer form",
+    ),
+    "a recurrence along the lines of an image": (
+        {"conv": nn.Conv1d(1, 3, 3), "own": Recurrent(LIF(4)), "flat": nn.Flatten(), "out": nn.Linear(12, 2)},
+        (1, 6),
+        "own: its features are axis -1 of [3, 4]; put a Flatten before it",
     ),
     "a Linear behind S4D": (
         {"fc": nn.Linear(6, 4), "s4d": S4D(4, state_size=4), "out": nn.Linear(4, 2), "a": ATMN(2)},
@@ -264,6 +275,33 @@ def test_each_neuron_is_mapped_or_refused_by_name(name, tmp_path):
         with pytest.raises(ExportError, match=told):
             export(net, sample(), tmp_path / "bundle")
         assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("carry", ["token", "sequence"])
+@pytest.mark.parametrize("image", [False, True])
+def test_recurrent_connections_are_mapped(carry, image, tmp_path):
+    """The integers spike as the floats do, which spike elsewhere without what comes back."""
+    torch.manual_seed(0)
+    settings = {"threshold": 0.5, "beta": 0.75, "carry": carry}
+    own = Recurrent(LIF(4, 5, feature_dim=-2, **settings) if image else LIF(12, 5, **settings), bias=True)
+    with torch.no_grad():
+        own.recurrent.weight *= 6 if image else 3
+    first = nn.Conv1d(1, 4, 3) if image else nn.Linear(6, 12)
+    behind = [nn.Flatten(), nn.Linear(16, 3)] if image else [nn.Linear(12, 3)]
+    net = Network({"in": first, "own": own, **{f"out{k}": layer for k, layer in enumerate(behind)}})
+    x = 2 * torch.randn(3, 20, *((1, 6) if image else (6,)))
+    bundle = export(net, x, tmp_path / "bundle")
+    floats = in_order(np.swapaxes(simulate(net, x).spikes["own"], 1, 2)).reshape(
+        bundle.golden.spikes["own"].shape
+    )
+    assert (bundle.golden.spikes["own"] != floats).mean() < 0.02
+    own.recurrent.weight.data.zero_()
+    alone = simulate(net, x).spikes["own"]
+    alone = in_order(np.swapaxes(alone, 1, 2)).reshape(floats.shape)
+    assert (alone != floats).mean() > 0.05
+    (loop,) = bundle.graph["own"].loops
+    assert (loop.form, loop.arrival) == ("conv" if image else "dense", "stream")
+    assert verify(bundle.path, simulator="integer").ok
 
 
 def test_those_that_are_mapped_are_registered():
@@ -499,7 +537,7 @@ DRIFT = {
     "chain": (0.05, 0.1), "rates": (0.02, 0.01), "integers": (0.1, 0.1), "ternary": (0.03, 0.05),
     "channels": (0.03, 0.1), "skips": (0.03, 0.15), "pictures": (0.03, 0.01), "series": (0.05, 0.04),
     "s4d": (0.03, 0.05), "turned": (0.06, 0.01), "plain": (0.08, 0.01), "block": (0.06, 0.005),
-    "normed": (0.01, 0.01), "direct": (0.03, 0.02),
+    "normed": (0.01, 0.01), "direct": (0.03, 0.02), "recurrent": (0.12, 0.2),
 }  # fmt: skip
 """Network -> share of spike slots that may differ from the floats', and error of the output by its size."""
 

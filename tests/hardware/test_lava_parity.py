@@ -20,7 +20,7 @@ from marsnn.hardware.graph import extract
 from marsnn.hardware.linear_maps import Each, Kernel
 from marsnn.hardware.stages import KINDS, UNITY, Stage, Synapse
 from marsnn.network import Network
-from marsnn.neurons import ALIF, ATMN, LIF, CubaLIF, IntegerLIF, TernaryLIF
+from marsnn.neurons import ALIF, ATMN, LIF, CubaLIF, IntegerLIF, Recurrent, TernaryLIF
 from marsnn.simulator import simulate
 from tests.hardware.case import write_case
 from tests.hardware.cases import all_cases, directed_cases, random_cases
@@ -152,6 +152,21 @@ FLOAT_NETWORKS = (
         ),
     }
     | {
+        f"recurrent {carry}": lambda carry=carry: Network(
+            [
+                nn.Linear(6, 9),
+                Recurrent(CubaLIF(9, 5, alpha=0.5, beta=0.75, threshold=0.4, carry=carry), bias=True),
+                nn.Linear(9, 8),
+                Recurrent(IntegerLIF(8, 5, beta=0.5, threshold=0.1, max_level=3, carry=carry)),
+                nn.Linear(8, 7),
+                ATMN(7, 5, tau=2.0, threshold=0.1),
+                nn.Linear(7, 7),
+                Recurrent(TernaryLIF(7, 5, beta=0.5, threshold=0.2)),
+            ]
+        )
+        for carry in ("token", "sequence")
+    }
+    | {
         f"gate tau={tau}": lambda tau=tau: Network(
             {
                 "ffn_in": ATMN(6, 5, tau=tau, threshold=0.4),
@@ -194,7 +209,7 @@ CONVOLUTIONS = {
     "1d": lambda: Network(
         [
             nn.Conv1d(2, 4, 3, padding=2, dilation=2),
-            LIF(4, 5, beta=0.5, threshold=0.2, feature_dim=-2),
+            Recurrent(LIF(4, 5, beta=0.5, threshold=0.2, feature_dim=-2)),
             nn.Conv1d(4, 6, 2, stride=2, groups=2),
             ATMN(6, 5, tau=2.0, threshold=0.1, feature_dim=-2),
         ]

@@ -93,6 +93,16 @@ def skip_net(T, layers=3, N=12):
     return replace(graph, stages=(*graph.stages[:-1], last))
 
 
+def looped_net(*sizes):
+    """A chain of ternary LIFs that hear themselves."""
+    graph = chain(*sizes, kind="lif")
+    stages = [
+        replace(each_stage, synapses=(*each_stage.synapses, dense(f"own{k}", each_stage.name, N, N)))
+        for k, (each_stage, N) in enumerate(zip(graph.stages, sizes[1:], strict=True))
+    ]
+    return replace(graph, stages=tuple(stages))
+
+
 def ssd(N=64, heads=8, groups=2, width=16, taps=4):
     G = groups * width
     sizes = {"G": G, "H": heads, "K": taps, "C": N + 2 * G, "R": 0}
@@ -346,6 +356,25 @@ def test_the_parts_of_a_norm_tell_each_other_their_sums():
         assert part.use.output_axons == 2 * messages
 
 
+def test_a_population_that_hears_itself_by_hand():
+    # 300 ternary neurons hear 10 inputs and 2 x 300 axons of their own. At 310 bytes a neuron one core holds
+    # 131072 // 310 = 422; of 200 places there are 2 parts, each neuron with 2 rails to both.
+    placed = place(looped_net(10, 300))
+    assert [core.use.input_axons for core in placed.cores] == [610]
+    assert [core.use.synapse_bytes for core in placed.cores] == [300 * 310]
+    assert [core.use.output_axons for core in placed.cores] == [600]
+    assert [(edge.source, edge.target, edge.messages) for edge in placed.edges] == [("s0", "s0", 300.0)]
+    assert (placed.weighted_hops, placed.hops["s0"].east_west) == (0.0, 0.0)  # to itself a core is no hop
+    placed = place(looped_net(10, 300), replace(LOIHI1, neurons_per_core=200))
+    assert [core.use.output_axons for core in placed.cores] == [150 * 2 * 2] * 2
+    assert placed.hops["s0"].messages == 600
+    # Each part sends to all parts: 90 neurons of 3 parts make 30 * 2 * 3 axons a part; with 179 allowed the
+    # next number of parts, 4, has 23 * 2 * 4, and so on: more parts never help.
+    tight = replace(LOIHI1, neurons_per_core=30, output_axons_per_core=179, cores_per_tile=1)
+    placed = place(looped_net(10, 90), tight)
+    assert placed.refusals == ("s0: its parts tell each other more than Loihi 1 takes; make it smaller",)
+
+
 # ---- messages and hops --------------------------------------------------------------------------------
 
 
@@ -371,7 +400,9 @@ def listeners(graph, placed):
 
 
 @pytest.mark.parametrize(
-    "graph", [chain(6, 40, 30, 20), image_net(), skip_net(4, N=40)], ids=["dense", "conv", "skip"]
+    "graph",
+    [chain(6, 40, 30, 20), image_net(), skip_net(4, N=40), looped_net(6, 40, 60)],
+    ids=["dense", "conv", "skip", "loop"],
 )
 def test_hops_are_those_that_loops_over_neurons_find(graph):
     rng = np.random.default_rng(0)
@@ -414,7 +445,7 @@ def boxes_of(placed, name):
 def test_parts_cover_each_neuron_once_and_keep_every_limit():
     chip = replace(LOIHI1, neurons_per_core=37, synapse_bytes_per_core=3000, input_axons_per_core=900,
                    output_axons_per_core=700, cores=1000, columns=32, rows=32, cores_per_tile=1)  # fmt: skip
-    for graph in (chain(9, 200, 150, 100), image_net(), skip_net(4, N=300)):
+    for graph in (chain(9, 200, 150, 100), image_net(), skip_net(4, N=300), looped_net(9, 60, 40)):
         placed = place(graph, chip, effort=0)
         assert placed.fits, placed.refusals
         assert len({core.core for core in placed.cores}) == placed.cores_used

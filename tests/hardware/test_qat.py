@@ -13,7 +13,7 @@ from marsnn.errors import ExportError, InputError
 from marsnn.hardware import QuantizedNetwork, export
 from marsnn.hardware.exporter import in_order
 from marsnn.network import Network
-from marsnn.neurons import ALIF, ATMN, LIF, IntegerLIF
+from marsnn.neurons import ALIF, ATMN, LIF, IntegerLIF, Recurrent
 from marsnn.ssm import S4D
 from marsnn.training import TrainConfig, accuracy, train
 
@@ -27,6 +27,9 @@ NETWORKS = {
     "carried": lambda: [
         nn.Linear(6, 10), LIF(10, threshold=0.3, carry="sequence"), nn.Linear(10, 4),
         IntegerLIF(4, threshold=0.2),
+    ],
+    "recurrent": lambda: [
+        nn.Linear(6, 10), Recurrent(LIF(10, threshold=0.3, carry="sequence"), bias=True), nn.Linear(10, 3),
     ],
     "ssm": lambda: [nn.Linear(6, 8), S4D(8, 4), ATMN(8, threshold=0.3), nn.Linear(8, 3)],
     "conv": lambda: [

@@ -107,7 +107,14 @@ def graphs():
         lif("signed", dense(rng, "fc2", "behind", 8, 10, "stream_down"), n=8, signed=1),
         summed("out", dense(rng, "fc3", "signed", 3, 8, "sum"), n=3),
     )
+    back = (
+        lif("lif1", dense(rng, "fc1", "input", 30, 12, "held"), dense(rng, "own1", "lif1", 30, 30, "stream"),
+            n=30, signed=1),
+        lif("lif2", dense(rng, "fc2", "lif1", 20, 30, "stream"), dense(rng, "own2", "lif2", 20, 20, "stream"),
+            n=20),
+    )  # fmt: skip
     return {
+        "back": IntegerGraph(T, (12,), back),
         "binary": IntegerGraph(T, (12,), binary),
         "ternary": IntegerGraph(T, (2, 5, 4), ternary),
         "gated": IntegerGraph(T, (6,), gated),

@@ -12,8 +12,8 @@ sizes beyond reason are refused, and nothing in it is executed. Needs `pip insta
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,8 @@ def to_nir(
 
     Args:
         network: `Linear`, `Conv1d`, `Conv2d`, `AvgPool2d`, `Flatten`; `LIF`, `PLIF`, `CubaLIF` with
-            reset="zero", `LeakyIntegrator`, or `ATMN` with tau >= 1; skips become edges.
+            reset="zero", `LeakyIntegrator`, `Recurrent` around one of these, or `ATMN` with tau >= 1; skips
+            become edges.
         sample: x [L, B, *D], of which only the shape counts; or the shape [*D] itself.
         dt: seconds a step, to be the same in the reader; 1e-4 in those of snnTorch and SpikingJelly.
         fires_at: how the reader compares with a threshold: ">" as NIR says (snnTorch, norse), ">=" as
@@ -105,7 +106,8 @@ def write_nir(
     import nir
 
     buffer = io.BytesIO()
-    nir.write(buffer, graph)
+    with _ordered():
+        nir.write(buffer, graph)
     return write_bytes(path, buffer.getvalue())
 
 
@@ -187,19 +189,38 @@ def _load(path: Path) -> nir.NIRGraph:
     try:
         with h5py.File(io.BytesIO(data), "r") as file:
             tree = _Tree().read(file["node"] if file.get("node", getlink=True) is not None else file)
-        if tree.get("type") != "NIRGraph" or "type_check" in tree:
-            raise ValueError("it holds no NIR graph")
-        graph = nir.dict2NIRNode({**tree, "type_check": False})
-        inner = [name for name, node in graph.nodes.items() if isinstance(node, nir.NIRGraph)]
-        if inner:
-            raise ValueError(f"{inner[0]}: a graph within the graph; a Network is one row of layers")
-        for node in graph.nodes.values():
-            node.metadata = node.metadata if isinstance(node.metadata, dict) else {}
+        graph = nir.dict2NIRNode(_unchecked(tree))
     except Exception as error:  # h5py, nir and numpy: each has its own complaint about a bad file
         raise FileError(f"{path}: not a readable NIR file ({_line(error)})") from error
     with suppress(Exception):  # older writers give no types: what needs one is refused by its name
         graph.infer_types()
     return graph
+
+
+@contextmanager
+def _ordered() -> Iterator[None]:
+    """Groups that are made within keep the order of what is put into them. nirtorch 2.6 runs a sub-graph only
+    where it stands behind what leads to it; by name it might not."""
+    import h5py
+
+    settings = h5py.get_config()
+    before = settings.track_order
+    settings.track_order = True
+    try:
+        yield
+    finally:
+        settings.track_order = before
+
+
+def _unchecked(tree: dict[str, Any]) -> dict[str, Any]:
+    """A graph's tree such that nir takes it, and each graph within, without its own check of types."""
+    if tree.get("type") != "NIRGraph" or "type_check" in tree:
+        raise ValueError("it holds no NIR graph")
+    nodes = {
+        name: _unchecked(node) if node.get("type") == "NIRGraph" else node
+        for name, node in tree["nodes"].items()
+    }
+    return {**tree, "nodes": nodes, "type_check": False}
 
 
 class _Tree:

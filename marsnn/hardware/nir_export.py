@@ -2,6 +2,7 @@
 
 One node a layer, but for ATMN (`nir_atmn`), and Scale nodes where signals of different worth meet. A neuron's
 spike is worth its threshold in marsnn and 1 in NIR, so the worth is folded into the weights that follow.
+`Recurrent` is a sub-graph with the neuron and the weights of its way back, as snnTorch writes one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from marsnn.hardware import nir_atmn
 from marsnn.hardware.nir_atmn import TAG
 from marsnn.hardware.nir_units import FiresAt, Reals, resistance, time_constant, to_file
 from marsnn.network import Network, Signal, evaluating
-from marsnn.neurons import ATMN, LIF, PLIF, TMN, CubaLIF, LeakyIntegrator
+from marsnn.neurons import ATMN, LIF, PLIF, TMN, CubaLIF, LeakyIntegrator, Recurrent
 from marsnn.neurons.base import Neuron
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def graph_of(
     writer.run()
     if writer.refusals:
         raise ExportError(writer.refusals)
-    stepped = [neuron for neuron in network.neurons.values() if isinstance(neuron, STEPPED)]
+    stepped = list(_stepped(network).values())
     about = {
         TAG: marsnn.__version__,
         "dt": dt,
@@ -90,6 +91,7 @@ class _Writer:
         self.nodes: dict[str, nir.NIRNode] = {}
         self.edges: list[tuple[str, str]] = []
         self.refusals: list[str] = []
+        self.biases: dict[str, Reals] = {}  # of ways back, until they have a place
         parameters = [*network.parameters(), *network.buffers()]
         self.dtype = next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
         self.shape = shape
@@ -120,6 +122,8 @@ class _Writer:
             self.edges.append((wires[before][0].node, end))
         else:
             self._join(end, wires[before])
+        for name, bias in self.biases.items():
+            self._fold(name, bias)
 
     # ---- one layer --------------------------------------------------------------------------------------
 
@@ -131,7 +135,8 @@ class _Writer:
             nn.AvgPool2d: self._pool,
             nn.Flatten: self._flatten,
         }
-        reason = self._unmappable_neuron(layer) if isinstance(layer, Neuron) else _unmappable(layer, into)
+        unmappable: Any = self._unmappable_neuron if isinstance(layer, Neuron) else _unmappable
+        reason = unmappable(layer, into)
         if reason:
             self.refusals.append(f"{name}: {reason}")
             return self._wire(name, out)
@@ -190,8 +195,6 @@ class _Writer:
         return worth.reshape(out)
 
     def _neuron(self, name: str, neuron: Neuron, sources: list[Wire], into: Shape, out: Shape) -> Reals:
-        import nir
-
         if isinstance(neuron, ATMN):
             form = nir_atmn.count_form(name, neuron, out, self.fires_at)
             names = [self._scaled(wire) for wire in sources]
@@ -200,7 +203,17 @@ class _Writer:
             self.edges += [(node, entry) for entry in form.entries for node in dict.fromkeys(names)]
             self.edges += form.edges
             return self._one()
-        worth = self._join(name, sources)  # goes into the resistance: h = beta v + (dt r / tau) I
+        worth = self._join(name, sources)
+        cell = neuron.neuron if isinstance(neuron, Recurrent) else neuron
+        node, worth_out = self._cell(cell, worth, out)
+        self._add(name, self._loop(name, neuron, node, worth, worth_out) if cell is not neuron else node)
+        return worth_out
+
+    def _cell(self, neuron: Neuron, worth: Reals, out: Shape) -> tuple[nir.NIRNode, Reals]:
+        """The node of a neuron that takes steps, and the worth of its spike. That of what arrives goes into
+        the resistance: h = beta v + (dt r / tau) I."""
+        import nir
+
         beta = self._setting(neuron, neuron.beta, out)  # type: ignore[arg-type]
         leaking = bool((beta < 1).all())
         zero = np.zeros(out)
@@ -231,17 +244,56 @@ class _Writer:
                 rest = np.zeros_like(threshold)
                 node = nir.LIF(tau=tau, r=r, v_leak=zero, v_threshold=threshold, v_reset=rest)
         node.metadata = about
-        self._add(name, node)
-        return worth_out
+        return node, worth_out
 
-    def _unmappable_neuron(self, neuron: Neuron) -> str | None:
+    def _loop(
+        self, name: str, neuron: Any, cell: nir.NIRNode, worth: Reals, worth_out: Reals
+    ) -> nir.NIRGraph:
+        """The sub-graph of a Recurrent. What comes back adds to what arrives, so it is in that unit."""
+        import nir
+
+        back = neuron.recurrent
+        if back.bias is not None:
+            self.biases[name] = _real(back.bias)
+        size = np.array([back.in_features])
+        nodes = {
+            "input": nir.Input(size),
+            "lif": cell,
+            "w_rec": nir.Linear(_real(back.weight) * worth_out / worth.reshape(-1, 1)),
+            "output": nir.Output(size),
+        }
+        # "output" last: norse gives what its last node gives.
+        edges = [("input", "lif"), ("lif", "w_rec"), ("w_rec", "lif"), ("lif", "output")]
+        return nir.NIRGraph(nodes, edges, metadata={TAG: "Recurrent"})
+
+    def _fold(self, name: str, bias: Reals) -> None:
+        """Put the bias of a way back into a Linear that leads to the neuron alone. Importers hold back what a
+        way back gives by a step, its bias too, which would be missing at the first."""
+        import nir
+
+        for source in [a for a, b in self.edges if b == name]:
+            node = self.nodes[source]
+            if type(node) in (nir.Linear, nir.Affine) and sum(a == source for a, _ in self.edges) == 1:
+                own = node.bias if isinstance(node, nir.Affine) else np.zeros_like(bias)
+                self.nodes[source] = nir.Affine(node.weight, own + bias)  # type: ignore[union-attr]
+                return
+        self.refusals.append(
+            f"{name}: importers have the bias of what comes back a step late, and no Linear leads to it "
+            "alone that could take it; put one before it, or use bias=False"
+        )
+
+    def _unmappable_neuron(self, neuron: Neuron, into: Shape) -> str | None:
         kind = type(neuron)
+        if isinstance(neuron, Recurrent) and kind is Recurrent:
+            if len(into) != 1:
+                return f"couples the channels of {list(into)}, and NIR's Linear takes vectors; flatten first"
+            return self._unmappable_neuron(neuron.neuron, into)
         if kind in COUNTED:
             return nir_atmn.unmappable(neuron)  # type: ignore[arg-type]
         if kind not in STEPPED:
             return (
                 f"{neuron._get_name()} has no node in NIR; use LIF, PLIF or CubaLIF with reset='zero', "
-                "LeakyIntegrator, or ATMN with tau >= 1"
+                "LeakyIntegrator, Recurrent around one of these, or ATMN with tau >= 1"
             )
         if getattr(neuron, "reset", "zero") == "subtract" and not self.soft_reset:
             return (
@@ -306,13 +358,22 @@ class _Writer:
         return np.broadcast_to(value, shape).copy()
 
 
+def _stepped(network: Network) -> dict[str, Neuron]:
+    """The neurons whose steps are NIR's, by name."""
+    found = {}
+    for name, neuron in network.neurons.items():
+        if isinstance(neuron.neuron if isinstance(neuron, Recurrent) else neuron, STEPPED):
+            found[name] = neuron
+    return found
+
+
 # ---- what can't be written -----------------------------------------------------------------------------
 
 
 def _clocks(network: Network) -> list[str]:
     """NIR has one clock: a step. Refuse what would need two, or a state that ends for some neurons only."""
     refusals = []
-    stepped = [name for name, neuron in network.neurons.items() if isinstance(neuron, STEPPED)]
+    stepped = list(_stepped(network))
     counted = [name for name, neuron in network.neurons.items() if isinstance(neuron, COUNTED)]
     if stepped and network.steps > 1:
         refusals += [

@@ -3,6 +3,7 @@
 The conventions of `nir_units` undone: a gain on the current, the worth of a spike and NIR's strict threshold
 go into marsnn's thresholds and weights, since a neuron that resets to where it rests can be counted in any
 unit. `units` says in which: the signal of a layer here is the unit times what its node gives in the file.
+A neuron and a Linear from it back to it are a `Recurrent`, in the row or in a sub-graph.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from marsnn.hardware import nir_atmn
 from marsnn.hardware.nir_atmn import TAG
 from marsnn.hardware.nir_units import NEAR_ONE, FiresAt, Reals, decay, from_file, gain
 from marsnn.network import Network
-from marsnn.neurons import LIF, CubaLIF, LeakyIntegrator
+from marsnn.neurons import LIF, CubaLIF, LeakyIntegrator, Recurrent
 from marsnn.neurons.base import Carry, Neuron
 
 if TYPE_CHECKING:
@@ -66,24 +67,29 @@ class _Reader:
     """Contracts what stands for one layer, puts the nodes in a row, and builds them in that order."""
 
     def __init__(self, graph: nir.NIRGraph, conventions: Conventions) -> None:
-        self.nodes = dict(graph.nodes)
-        self.edges = [Edge(source, target) for source, target in dict.fromkeys(graph.edges)]
+        self.graph = graph
         self.conventions = conventions
         self.refusals: list[str] = []
+        self.nodes: dict[str, Any] = {}
+        self.edges: list[Edge] = []
+        self.loops: dict[str, tuple[str, Any]] = {}  # a neuron's way back: the Linear's name and node
         self.built: dict[str, nn.Module] = {}
         self.units: dict[str, Reals] = {}
-        weights = [np.asarray(node.weight) for node in self.nodes.values() if hasattr(node, "weight")]
-        wide = any(weight.dtype == np.float64 for weight in weights)
-        self.dtype = torch.float64 if wide else torch.float32
+        self.dtype = torch.float32
 
     def run(self) -> Network | None:
         import nir
 
-        for source, target in ((edge.source, edge.target) for edge in self.edges):
-            for end in (source, target):
-                if end not in self.nodes:
-                    raise UnreadableError(f"{end}: an edge leads to it, and there is no such node")
+        self.nodes, edges = _flat(self.graph)
+        for end in (end for edge in edges for end in edge):
+            if end not in self.nodes:
+                raise UnreadableError(f"{end}: an edge leads to it, and there is no such node")
+        self.edges = [Edge(source, target) for source, target in edges]
+        weights = [np.asarray(node.weight) for node in self.nodes.values() if hasattr(node, "weight")]
+        if any(weight.dtype == np.float64 for weight in weights):
+            self.dtype = torch.float64
         self._contract_counts()
+        self._contract_loops()
         self._contract_scales()
         ends = {
             kind: [n for n, node in self.nodes.items() if type(node) is kind]
@@ -94,7 +100,7 @@ class _Reader:
                 raise UnreadableError(f"{len(found)} nodes {kind.__name__} {found[:4]}; a Network has one")
         (start,), (end,) = ends.values()
         row = self._row(start, end)
-        names = _layer_names(row)
+        names = _layer_names(row, self._labels(row))
         self.units[start] = np.ones(())
         for name in row:
             try:
@@ -153,6 +159,30 @@ class _Reader:
             self.edges += [Edge(source, name) for source in sources]
             self.built[name] = neuron
 
+    def _contract_loops(self) -> None:
+        """Take out each Linear between a neuron's output and the same neuron's input."""
+        import nir
+
+        neurons = (nir.LIF, nir.IF, nir.CubaLIF, nir.LI, nir.I, nir.Threshold)
+        sources: dict[str, list[str]] = {name: [] for name in self.nodes}
+        targets: dict[str, list[str]] = {name: [] for name in self.nodes}
+        for edge in self.edges:
+            sources[edge.target].append(edge.source)
+            targets[edge.source].append(edge.target)
+        for name, node in list(self.nodes.items()):
+            if type(node) not in (nir.Linear, nir.Affine) or len(sources[name]) != 1:
+                continue
+            (neuron,) = sources[name]
+            if targets[name] != [neuron] or type(self.nodes[neuron]) not in neurons:
+                continue
+            if neuron in self.loops:
+                raise UnreadableError(
+                    f"{name}: a second way back to {neuron} beside {self.loops[neuron][0]}; add their weights"
+                )
+            self.loops[neuron] = name, node
+            del self.nodes[name]
+            self.edges = [edge for edge in self.edges if name not in (edge.source, edge.target)]
+
     def _contract_scales(self) -> None:
         """Scale nodes become a factor on each edge through them."""
         import nir
@@ -191,7 +221,10 @@ class _Reader:
                     ready.append(target)
         if len(order) < len(self.nodes):
             loop = sorted(set(self.nodes) - set(order))
-            raise UnreadableError(f"{', '.join(loop[:4])}: a loop, or behind one; a Network goes forward")
+            raise UnreadableError(
+                f"{', '.join(loop[:4])}: a loop, or behind one; a Network goes forward, but for one Linear "
+                "from a neuron back to it"
+            )
         linked = {(edge.source, edge.target) for edge in self.edges}
         if order[0] != start or order[-1] != end or len(order) < 3:
             raise UnreadableError(
@@ -203,6 +236,16 @@ class _Reader:
                     f"{later}: stands beside {earlier}, not behind it; a Network is one row, with skips"
                 )
         return order[1:-1]
+
+    def _labels(self, row: Sequence[str]) -> dict[str, str]:
+        """What nodes are called: x.lif with its way back x.w_rec, and nothing else of x, is x."""
+        labels = {name: name for name in row}
+        for name, (back, _) in self.loops.items():
+            stem = name.rpartition(".")[0]
+            alone = not any(each == stem or each.startswith(f"{stem}.") for each in row if each != name)
+            if stem and alone and back.rpartition(".")[0] == stem:
+                labels[name] = stem
+        return labels
 
     # ---- units --------------------------------------------------------------------------------------------
 
@@ -271,7 +314,17 @@ class _Reader:
             raise UnreadableError(
                 f"{type(node).__name__} has no layer in marsnn; known are {known} and Scale"
             )
-        return builders[type(node)](name, node, unit)
+        layer = builders[type(node)](name, node, unit)
+        return self._recurrent(name, layer, unit) if name in self.loops else layer
+
+    def _recurrent(self, name: str, neuron: Any, unit: Reals) -> nn.Module:
+        """What comes back adds to what arrives, so it is in that unit; it was sent in the neuron's own."""
+        _, node = self.loops[name]
+        layer = Recurrent(neuron, bias=hasattr(node, "bias")).to(self.dtype)
+        weight = _numbers(node.weight) / self.units[name].reshape(-1) * unit.reshape(-1, 1)
+        bias = _numbers(node.bias) * unit.reshape(-1) if hasattr(node, "bias") else None
+        self._filled(layer.recurrent, weight, bias)
+        return layer
 
     def _linear(self, name: str, node: Any, unit: Reals) -> nn.Module:
         weight = _numbers(node.weight)
@@ -399,7 +452,7 @@ class _Reader:
             raise UnreadableError("a threshold that is not above its rest")
         self.units[name] = _smallest(level.astype(np.float64))
         cls = CubaLIF if type(node) is nir.CubaLIF else LIF
-        return self._neuron(cls, {**settings, "threshold": level}, node, reset=reset)
+        return self._neuron(name, cls, {**settings, "threshold": level}, node, reset=reset)
 
     def _li(self, name: str, node: Any, unit: Reals) -> nn.Module:
         import nir
@@ -414,7 +467,7 @@ class _Reader:
             if _numbers(node.v_leak).any():
                 raise UnreadableError("rests at a v_leak that is not 0; add it to the bias that follows")
         self.units[name] = _smallest(unit / np.where(np.abs(gains - 1) <= NEAR_ONE, 1.0, gains))
-        return self._neuron(LeakyIntegrator, {"beta": beta}, node)
+        return self._neuron(name, LeakyIntegrator, {"beta": beta}, node)
 
     def _threshold(self, name: str, node: Any, unit: Reals) -> nn.Module:
         """A neuron that forgets at once: h = I."""
@@ -424,7 +477,8 @@ class _Reader:
         if not bool((level > 0).all()):
             raise UnreadableError("a threshold that is not above 0")
         self.units[name] = _smallest(level.astype(np.float64))
-        return self._neuron(LIF, {"beta": np.zeros(level.shape), "threshold": level}, node, reset="zero")
+        settings = {"beta": np.zeros(level.shape), "threshold": level}
+        return self._neuron(name, LIF, settings, node, reset="zero")
 
     def _decay(self, name: str, tau: Reals) -> Reals:
         if not bool((tau >= self.conventions.dt * (1 - NEAR_ONE)).all()):
@@ -434,11 +488,15 @@ class _Reader:
             )
         return np.maximum(decay(tau, self.conventions.dt), 0.0)
 
-    def _neuron(self, cls: type[Neuron], settings: dict[str, Reals], node: Any, **more: Any) -> Neuron:
+    def _neuron(
+        self, name: str, cls: type[Neuron], settings: dict[str, Reals], node: Any, **more: Any
+    ) -> Neuron:
         """A neuron with settings as the node has them: one number, or one for each feature."""
         own = self.conventions
         shapes = {value.shape for value in settings.values() if value.size > 1}
         shape = max(shapes, key=len, default=())
+        if name in self.loops:  # its features are known, also where one number is for all
+            shape = self._size_of_loop(name, shape)
         axis = -1 if len(shape) <= 1 else -len(shape)
         tagged = node.metadata.get("feature_dim")
         if tagged is not None and -len(shape) <= int(tagged) < 0:
@@ -456,12 +514,65 @@ class _Reader:
         settings_of: dict[str, Any] = {**tensors, **more}
         return cls(features, own.steps, carry=own.carry, feature_dim=axis, **settings_of)
 
+    def _size_of_loop(self, name: str, shape: tuple[int, ...]) -> tuple[int]:
+        back, node = self.loops[name]
+        weight, bias = np.shape(node.weight), np.shape(getattr(node, "bias", 0.0))
+        size = weight[:1]
+        if weight != size * 2 or bias not in ((), size) or shape not in ((), size):
+            raise UnreadableError(
+                f"its way back {back} has a weight {list(weight)} and a bias {list(bias)} for neurons "
+                f"{list(shape)}; N of them take [N, N] and [N]"
+            )
+        return size  # type: ignore[return-value]
+
     def _filled(self, layer: Any, weight: Reals, bias: Reals | None) -> nn.Module:
         with torch.no_grad():
             layer.weight.copy_(torch.as_tensor(weight))
             if bias is not None:
                 layer.bias.copy_(torch.as_tensor(bias))
         return layer  # type: ignore[no-any-return]
+
+
+# ---- the graph ---------------------------------------------------------------------------------------------
+
+
+def _flat(graph: nir.NIRGraph) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Nodes and edges with sub-graphs opened: what is lif within x is x.lif without. No edge comes twice, or
+    each level of a hostile file would multiply them."""
+    import nir
+
+    nodes: dict[str, Any] = {}
+    entries: dict[str, list[str]] = {}
+    exits: dict[str, list[str]] = {}
+    edges: list[tuple[str, str]] = []
+    for name, node in graph.nodes.items():
+        if not isinstance(node, nir.NIRGraph):
+            node.metadata = node.metadata if isinstance(node.metadata, dict) else {}
+            nodes[name] = node
+            continue
+        inside, links = _flat(node)
+        ends = {
+            kind: [each for each, part in inside.items() if type(part) is kind]
+            for kind in (nir.Input, nir.Output)
+        }
+        if any(len(found) != 1 for found in ends.values()):
+            raise UnreadableError(f"{name}: a sub-graph without one Input and one Output of its own")
+        (start,), (end,) = ends.values()
+        if (start, end) in links:
+            raise UnreadableError(
+                f"{name}: a sub-graph whose input is an output; write that edge outside of it"
+            )
+        entries[name] = [f"{name}.{b}" for a, b in links if a == start]
+        exits[name] = [f"{name}.{a}" for a, b in links if b == end]
+        edges += [(f"{name}.{a}", f"{name}.{b}") for a, b in links if a != start and b != end]
+        for each, part in inside.items():
+            if each not in (start, end):
+                if f"{name}.{each}" in graph.nodes:
+                    raise UnreadableError(f"{name}.{each}: a node, and one in the sub-graph {name}")
+                nodes[f"{name}.{each}"] = part
+    for source, target in graph.edges:
+        edges += [(a, b) for a in exits.get(source, [source]) for b in entries.get(target, [target])]
+    return nodes, list(dict.fromkeys(edges))
 
 
 # ---- numbers -----------------------------------------------------------------------------------------------
@@ -516,12 +627,12 @@ def _channels(unit: Reals) -> Reals:
     return flat[:, 0]
 
 
-def _layer_names(row: Sequence[str]) -> dict[str, str]:
+def _layer_names(row: Sequence[str], labels: dict[str, str]) -> dict[str, str]:
     """Names that a Network takes: other signs become "_", doubles are numbered."""
     names: dict[str, str] = {}
     taken = {"input"}
     for node in row:
-        plain = re.sub(r"[^A-Za-z0-9_-]", "_", node)[:80] or "layer"
+        plain = re.sub(r"[^A-Za-z0-9_-]", "_", labels[node])[:80] or "layer"
         if plain in taken or hasattr(nn.ModuleDict(), plain):
             plain = next(f"{plain}_{i}" for i in range(2, len(row) + 3) if f"{plain}_{i}" not in taken)
         taken.add(plain)

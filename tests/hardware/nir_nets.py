@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from marsnn.network import Network
-from marsnn.neurons import ATMN, LIF, PLIF, CubaLIF, LeakyIntegrator
+from marsnn.neurons import ATMN, LIF, PLIF, CubaLIF, LeakyIntegrator, Recurrent
 
 HARD = {"reset": "zero", "steps": 1, "carry": "sequence"}
 V = torch.linspace(0.2, 0.6, 16)
@@ -33,6 +33,15 @@ ROWS = {
     "`CubaLIF`": lambda: (dense(CubaLIF(16, alpha=0.6, beta=0.8, threshold=0.7, **HARD)), (6,)),
     "`LeakyIntegrator`": lambda: (
         Network([nn.Linear(6, 16), LIF(16, **HARD), LeakyIntegrator(16, steps=1, carry="sequence")]),
+        (6,),
+    ),
+    "`Recurrent(LIF)`": lambda: (dense(Recurrent(LIF(16, beta=0.9, threshold=0.7, **HARD))), (6,)),
+    "`Recurrent(LIF)` with a bias": lambda: (
+        dense(Recurrent(LIF(16, beta=0.9, threshold=0.7, **HARD), bias=True)),
+        (6,),
+    ),
+    "`Recurrent(CubaLIF)`": lambda: (
+        dense(Recurrent(CubaLIF(16, alpha=0.6, beta=0.8, threshold=0.7, **HARD))),
         (6,),
     ),
     "a skip": lambda: (

@@ -38,27 +38,43 @@ def snn_export(module, sample):
 # ---- NIR's own equations, forward Euler, strict threshold ----------------------------------------------
 
 
-def by_the_equations(path, x, dt=DT):
+def by_the_equations(path, x, dt=DT, late=1):
     """The graph, node by node in topological order, in the dtype of x."""
     graph = nir.read(path)
-    before = {name: [a for a, b in graph.edges if b == name] for name in graph.nodes}
     state, outputs = {}, {name: [] for name in graph.nodes}
     for frame in x:
-        now = {}
-        while len(now) < len(graph.nodes):
-            ready = [n for n in graph.nodes if n not in now and set(before[n]) <= set(now)]
-            assert ready, "a loop"
-            for name in ready:
-                arrived = sum((now[each] for each in before[name]), start=np.zeros((), x.dtype))
-                node = graph.nodes[name]
-                now[name] = frame if isinstance(node, nir.Input) else step(node, name, arrived, state, dt)
-        for name, value in now.items():
+        for name, value in instant(graph, frame, state, dt, late).items():
             assert value.dtype == x.dtype, name
             outputs[name].append(value)
     return {name: np.stack(values) for name, values in outputs.items()}
 
 
-def step(node, name, x, state, dt):
+def instant(graph, frame, state, dt, late):
+    """What every node gives at one step. Where a node leads back to a neuron, what the neuron gave `late`
+    steps before arrives there: Euler's method takes the last output that is known."""
+    before = {name: [a for a, b in graph.edges if b == name] for name in graph.nodes}
+    given = state.setdefault("given", [])
+    known = given[-late] if len(given) >= late else {}
+    now = {}
+
+    def source(each, name):
+        if (name, each) not in graph.edges or not hasattr(graph.nodes[each], "r"):
+            return now.get(each)
+        return known.get(each, np.zeros((len(frame), *graph.nodes[each].r.shape), frame.dtype))
+
+    while len(now) < len(graph.nodes):
+        size = len(now)
+        for name, node in graph.nodes.items():
+            arrived = [source(each, name) for each in before[name]]
+            if name not in now and not any(value is None for value in arrived):
+                total = sum(arrived, start=np.zeros((), frame.dtype))
+                now[name] = frame if isinstance(node, nir.Input) else step(node, name, total, state, dt, late)
+        assert len(now) > size, "a loop without a neuron"
+    given.append(now)
+    return now
+
+
+def step(node, name, x, state, dt, late=1):
     def own(value):
         return np.asarray(value).astype(x.dtype)
 
@@ -68,6 +84,10 @@ def step(node, name, x, state, dt):
         return own(1 - dt / tau) * v + own(dt / tau) * leak + drive
 
     kind = type(node).__name__
+    if kind == "NIRGraph":
+        within = instant(node, x, state.setdefault(name, {}), dt, late)
+        (end,) = (each for each, part in node.nodes.items() if isinstance(part, nir.Output))
+        return within[end]
     if kind == "Output":
         return x
     if kind in ("Affine", "Linear"):

@@ -366,8 +366,13 @@ def test_a_second_file_equals_the_first(row, fires_at, tmp_path):
     assert second.nodes.keys() == first.nodes.keys()
     assert sorted(second.edges) == sorted(first.edges)
     assert second.metadata == first.metadata
-    for name, node in first.nodes.items():
-        other = second.nodes[name]
+    pairs = [(name, node, second.nodes[name]) for name, node in first.nodes.items()]
+    for _, node, other in [*pairs]:
+        if isinstance(node, nir.NIRGraph):
+            assert (other.edges, other.metadata) == (node.edges, node.metadata)
+            assert other.nodes.keys() == node.nodes.keys()
+            pairs += [(each, part, other.nodes[each]) for each, part in node.nodes.items()]
+    for name, node, other in pairs:
         assert type(other) is type(node)
         for key, value in vars(node).items():
             if isinstance(value, np.ndarray):

@@ -261,9 +261,9 @@ def test_graphs_that_are_no_row_are_refused_by_name(tmp_path):
     one = {"in": nir.Input(np.array([4])), "out": nir.Output(np.array([4]))}
     eye = np.eye(4, dtype=np.float32)
     cases = {
-        "w: a loop|n, out, w: a loop|n, w": (
-            {**one, "n": lif(), "w": nir.Linear(eye)},
-            [("in", "n"), ("n", "w"), ("w", "n"), ("n", "out")],
+        "m, n, out, w: a loop, or behind one; a Network goes forward": (
+            {**one, "n": lif(), "m": lif(), "w": nir.Linear(eye)},
+            [("in", "n"), ("n", "m"), ("m", "w"), ("w", "n"), ("n", "out")],
         ),
         "one row": (
             {**one, "a": lif(), "b": lif(), "c": nir.Linear(eye)},
@@ -433,11 +433,3 @@ def test_bytes_that_were_turned_give_a_network_or_one_line(seed, tmp_path):
     except FileError as error:
         told = str(error)
     assert (told and "\n" not in told) or isinstance(read, Network)
-
-
-def test_snntorchs_recurrent_graphs_are_refused(tmp_path):
-    settings = {"beta": torch.full((4,), 0.9), "threshold": torch.ones(4), "init_hidden": True}
-    theirs = nn.Sequential(nn.Linear(4, 4), snn.RLeaky(linear_features=4, reset_mechanism="zero", **settings))
-    nir.write(tmp_path / "net.nir", snn_export(theirs, torch.randn(1, 4)))
-    with pytest.raises(FileError, match="a loop"):
-        read_nir(tmp_path / "net.nir")

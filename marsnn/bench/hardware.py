@@ -77,7 +77,7 @@ class HardwareConfig:
     """of its training"""
     more_epochs: int = 10
     """of training with the integers, from there"""
-    networks: int = 36
+    networks: int = 40
     """random ones that are compared with Lava"""
     samples: int = 64
     """of each of them, of three tokens"""

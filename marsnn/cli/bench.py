@@ -268,7 +268,7 @@ def hardware(
     ] = None,
     rounds: Annotated[int, typer.Option(help="of speed, all simulators in each", min=1)] = 5,
     seeds: Annotated[int, typer.Option(help="trainings of each network on digits", min=1)] = 3,
-    networks: Annotated[int, typer.Option(help="random ones that are compared with Lava", min=1)] = 36,
+    networks: Annotated[int, typer.Option(help="random ones that are compared with Lava", min=1)] = 40,
     quick: Annotated[
         bool, typer.Option("--quick", help="tiny: whether it works, not how good it is")
     ] = False,

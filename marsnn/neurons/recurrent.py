@@ -50,9 +50,10 @@ class Recurrent(Neuron):
     kin. A spike comes back one micro-step later. Where `carry` is "token" what is on its way is forgotten
     with the rest of the state when the token ends.
 
-    Source: Bellec et al. 2020, Nature Communications 11:3625, equations 6 and 9 (the recurrent network; the
-    neuron is yours). Differs in: snntorch's RLeaky, spikingjelly's LinearRecurrentContainer and norse's
-    recurrent cells bring back the bare spike, so their recurrent weights divided by the threshold are ours.
+    Source: Bellec et al. 2020, Nature Communications 11:3625, Methods (recurrent networks of LIF and ALIF;
+    there W has no diagonal). Differs in: snntorch's RLeaky, spikingjelly's LinearRecurrentContainer and
+    norse's recurrent cells bring back the bare spike, so their recurrent weights divided by the threshold are
+    ours.
 
     Args:
         neuron: N features, `integrates == "step"`: LIF, ALIF, CubaLIF, ... It keeps its settings; T, carry

@@ -89,6 +89,11 @@ def test_every_slot_is_the_same(cases, sent_by_lava):
             kinds.add(stage.kind)
             slots += sent_by_lava[case.name][stage.name].size if stage.sends == "train" else 0
     assert slots >= (1_000_000 if os.environ.get("CI") else 10_000)
+    if os.environ.get("CI"):
+        page = (Path(__file__).parents[2] / "docs" / "lava.md").read_text(encoding="utf-8")
+        assert f"over {len(cases)} graphs" in page
+        assert f"{slots:,} spike slots of them" in page
+        assert f"{len({**MUTANTS, **GATE_MUTANTS})} wrong variants" in page
     assert kinds == set(KINDS)
 
 

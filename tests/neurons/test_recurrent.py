@@ -244,20 +244,24 @@ def test_currents_are_checked_under_its_name():
 
 
 def test_equals_rleaky_of_snntorch():
-    """They fire at > and reset one step later: with beta 0 and currents that never meet the threshold there
-    is no membrane to carry, and what is left is the recurrence."""
-    theirs = snn.RLeaky(beta=0.0, linear_features=N, reset_mechanism="none", threshold=1.0)
-    ours = Recurrent(LIF(N, beta=0.0, threshold=1.0), bias=True)
+    """Where no membrane stays above the threshold after its reset, which they would not reset again."""
+    torch.manual_seed(0)
+    theirs = snn.RLeaky(beta=0.8, linear_features=N, threshold=1.0, reset_delay=False)
+    ours = Recurrent(LIF(N, beta=0.8, threshold=1.0), bias=True)
     ours.recurrent.load_state_dict(theirs.recurrent.state_dict())
-    x = currents(12, 3)
+    x = 0.5 * torch.rand(60, 8, N)
     spikes, mem = theirs.init_rleaky()
-    sent = []
+    sent, membranes = [], []
     for step in x:
         spikes, mem = theirs(step, spikes, mem)
         sent.append(spikes)
-    # The bias comes with the first spike of theirs, too: a Linear has it at every step.
-    assert same(ours(x)[0], torch.stack(sent))
-    assert not same(ours(x)[0], ours.neuron(x)[0])
+        membranes.append(mem)
+    found, membrane, _ = ours.trace(x)
+    assert found.sum() > 100
+    assert membrane.max() < 1
+    assert same(found, torch.stack(sent))
+    torch.testing.assert_close(membrane, torch.stack(membranes), rtol=0, atol=1e-6)
+    assert not same(found, ours.neuron(x)[0])
 
 
 def test_equals_the_linear_container_of_spikingjelly():

@@ -86,3 +86,22 @@ def test_every_verb_of_the_command_line_is_in_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for command in app.registered_commands:
         assert command.callback.__name__ in readme
+
+
+def test_the_readme_says_of_distillation_what_its_table_says():
+    """The table of docs/results.md is written from the kept result; the README has four of its numbers."""
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    page = text.split("<!-- smollm2 -->")[1].split("<!-- end -->")[0]
+    rows = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("| ")}
+    after = re.findall(r"\(\+([\d.]+)%\)", rows["distilled"])[:2]
+    before = re.findall(
+        r"\(\+([\d.]+)%\)", next(line for name, line in rows.items() if name.endswith("ATMN T=4"))
+    )[:2]
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+    said = re.search(
+        r"bits per byte ([\d.]+) % \(`topics`\) and ([\d.]+) % \(`stdlib`\) above the dense model's, "
+        r"([\d.]+) and ([\d.]+) % before",
+        text,
+    )
+    assert said is not None
+    assert list(said.groups()) == [*after, *before]

@@ -35,15 +35,15 @@ _CONV = (
     "groups",
     "padding_mode",
 )
-_POOL = ("kernel_size", "stride", "padding")
+_POOL = ("kernel_size", "stride", "padding", "ceil_mode")
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     "Linear": ("in_features", "out_features"),
     "Conv1d": _CONV,
     "Conv2d": _CONV,
-    "AvgPool1d": _POOL,
-    "AvgPool2d": _POOL,
-    "MaxPool1d": _POOL,
-    "MaxPool2d": _POOL,
+    "AvgPool1d": (*_POOL, "count_include_pad"),
+    "AvgPool2d": (*_POOL, "count_include_pad", "divisor_override"),
+    "MaxPool1d": (*_POOL, "dilation"),
+    "MaxPool2d": (*_POOL, "dilation"),
     "Flatten": ("start_dim", "end_dim"),
     "Dropout": ("p",),
     "GELU": ("approximate",),
@@ -51,7 +51,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     "RMSNorm": ("normalized_shape", "eps", "elementwise_affine"),
 }
 """Constructor arguments that a torch layer keeps as attributes; a missing class has none."""
-WITH_BIAS = ("Linear", "Conv1d", "Conv2d")
+WITH_BIAS = ("Linear", "Conv1d", "Conv2d", "LayerNorm")
 KNOWN = {kind.__name__: kind for kind in (*LINEAR_MAPS, *TOKEN_LAYERS, *SEQUENCE_LAYERS)}
 
 

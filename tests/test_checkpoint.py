@@ -67,6 +67,35 @@ def test_convolutions(tmp_path):
     assert torch.equal(network.eval()(x), again(x))
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.AvgPool1d(3, 2, ceil_mode=True),
+        nn.AvgPool1d(3, 2, padding=1, count_include_pad=False),
+        nn.AvgPool2d(3, 2, ceil_mode=True),
+        nn.AvgPool2d(3, 2, padding=1, count_include_pad=False),
+        nn.AvgPool2d(3, 2, divisor_override=1),
+        nn.MaxPool1d(3, 2, dilation=2),
+        nn.MaxPool1d(3, 2, ceil_mode=True),
+        nn.MaxPool2d(3, 2, dilation=2),
+        nn.MaxPool2d(3, 2, ceil_mode=True),
+        nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect", dilation=2, groups=2, bias=False),
+        nn.LayerNorm((8, 8), bias=False),
+        nn.LayerNorm(8, elementwise_affine=False, eps=0.5),
+        nn.RMSNorm(8, eps=0.5),
+        nn.Flatten(start_dim=2),
+        nn.GELU("tanh"),
+    ],
+    ids=repr,
+)
+def test_every_setting_of_a_layer_is_read_back(layer, tmp_path):
+    x = torch.randn(2, 3, 2, 8, *([] if "1d" in type(layer).__name__ else [8]))
+    network = Network([layer]).eval()
+    again = load_network(save_network(network, tmp_path / "n.safetensors"))
+    assert torch.equal(network(x), again(x))
+    assert again.layers[network.names[0]].extra_repr() == layer.extra_repr()
+
+
 def test_unknown_layers_are_refused_before_anything_is_written(tmp_path):
     class Mine(nn.Module):
         clock = "token"

@@ -28,6 +28,7 @@ from marsnn.neurons import (
     TernaryLIF,
 )
 from marsnn.neurons.interop import adopt, as_spikingjelly
+from marsnn.record import Recording
 from marsnn.simulator import simulate
 from tests.helpers import same
 
@@ -310,6 +311,19 @@ def test_network_clears_with_the_token_or_hands_on(carry):
     rest, _ = net.run(x[2:], state)
     torch.testing.assert_close(torch.cat([whole, rest]), net(x))
     assert (state == {}) == (carry == "token")
+
+
+def test_a_recording_goes_on_where_it_stopped(tmp_path):
+    net, x = network("sequence"), 2 * torch.randn(8, 3, 6)
+    first = simulate(net, x[:5])
+    first.save(tmp_path / "recording")
+    whole = simulate(net, x).spikes["own"]
+    for recording in (first, Recording.load(tmp_path / "recording")):
+        rest = simulate(net, x[5:], state=recording.state).spikes["own"]
+        assert (rest == whole[5:]).all()
+    silent = first.state["own"]._replace(spikes=torch.zeros(3, 4))
+    assert first.state["own"].spikes.any()
+    assert (simulate(net, x[5:], state={"own": silent}).spikes["own"] != whole[5:]).any()
 
 
 def test_file_round_trip(tmp_path):

@@ -273,6 +273,7 @@ def export(
     from marsnn.cli.inputs import load_input, seeded
     from marsnn.hardware import Bundle, NetxExport, price_of
     from marsnn.hardware.exporter import export as write
+    from marsnn.hardware.placement import line_of
 
     seeded(seed)
     if layer is not None:
@@ -299,16 +300,21 @@ def export(
     kind = "bundle" if isinstance(written, Bundle) else "file"
     drift = written.report("drift") if isinstance(written, Bundle) else written.header["drift"]
     price = price_of(written)
+    placed = (
+        written.report("placement") if isinstance(written, Bundle) else written.placement(effort=0).to_dict()
+    )
     if as_json:
         result = {
             kind: str(written.path),
             "tokens": len(written.inputs),
             "price": price.to_dict(),
+            "placement": {key: placed[key] for key in ("profile", "cores_used", "fits", "refusals")},
             "drift": drift,
         }
         return print_json(result)
     print(f"{kind}: {written.path} ({len(written.inputs)} golden tokens, T = {net.steps})")
     print(price.text())
+    print("\n".join([f"placed on {line_of(placed)}", *placed["refusals"]]))
     print("drift of the integers from the float network (not parity), share of spike slots that differ:")
     for row in drift["layers"]:
         alone, all_before = row["teacher_forced"], row["end_to_end"]

@@ -20,6 +20,8 @@ from marsnn.errors import InputError
 from marsnn.files import PathLike
 from marsnn.hardware import swaps
 from marsnn.hardware.chip import Chip, load_profile
+from marsnn.hardware.lif_stages import stages_of
+from marsnn.hardware.loihi import LoihiModel, LoihiRun
 from marsnn.hardware.parts import (
     Box,
     Use,
@@ -49,14 +51,17 @@ Traffic = Mapping[str, float | Floats]
 """Stage -> events per token, of all its neurons together or of each [N]."""
 
 
-def events_of(run: IntegerRun) -> dict[str, Floats]:
+def events_of(run: IntegerRun | LoihiRun) -> dict[str, Floats]:
     """Events per token of each neuron, counted in a run: spikes and values that aren't 0."""
-    trains = {name: np.count_nonzero(spikes, axis=1).mean(axis=0) for name, spikes in run.spikes.items()}
-    return trains | {name: (values != 0).mean(axis=0) for name, values in run.values.items()}
+    trains = {
+        name: np.count_nonzero(spikes, axis=1).mean(axis=0).reshape(-1) for name, spikes in run.spikes.items()
+    }
+    values = run.values if isinstance(run, IntegerRun) else {}
+    return trains | {name: (each != 0).mean(axis=0) for name, each in values.items()}
 
 
 def place(
-    graph: IntegerGraph,
+    graph: IntegerGraph | LoihiModel,
     profile: PathLike | Chip = "loihi1",
     traffic: Traffic | None = None,
     seed: int = 0,
@@ -68,7 +73,8 @@ def place(
     input sends is left out, since where it enters the chip is not part of a profile.
 
     Args:
-        graph: the stages.   profile: a shipped profile's name, the path of a TOML file, or a chip.
+        graph: the stages, or a chain of stock LIFs.
+        profile: a shipped profile's name, the path of a TOML file, or a chip.
         traffic: events per token by stage, as `events_of` counts them; None takes one event a neuron.
         seed: of the search.   effort: how long it lasts; 1 is about a second for 100 cores, 0 only descends.
 
@@ -78,6 +84,7 @@ def place(
     Raises:
         FileError: of the profile.   InputError: events that are no counts of the graph's stages.
     """
+    graph = stages_of(graph) if isinstance(graph, LoihiModel) else graph
     chip = profile if isinstance(profile, Chip) else load_profile(profile)
     checked = _checked(graph, traffic)
     found = populations(graph, chip)

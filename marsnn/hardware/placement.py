@@ -153,11 +153,7 @@ class Placement:
 
     def text(self) -> str:
         """The placement as aligned text of at most 100 columns."""
-        verified = "" if self.chip.verified else ", UNVERIFIED profile"
-        lines = [
-            f"{self.chip.name}{verified}: {self.cores_used} of {self.chip.cores} cores, "
-            f"{'fits' if self.fits else 'DOES NOT FIT'}",
-        ]
+        lines = [line_of(self.to_dict())]
         for refusal in self.refusals:
             lines += textwrap.wrap(refusal, WIDTH, initial_indent="! ", subsequent_indent="  ")
         label = min(max([len("stage"), *(len(cut.name) for cut in self.cuts)]), 26)
@@ -195,3 +191,10 @@ class Placement:
 
     def __str__(self) -> str:
         return self.text()
+
+
+def line_of(placed: Mapping[str, Any]) -> str:
+    """Of `Placement.to_dict`: how many cores, and whether they are there."""
+    verified = "" if placed["verified"] else ", UNVERIFIED profile"
+    fits = "fits" if placed["fits"] else "DOES NOT FIT"
+    return f"{placed['profile']}{verified}: {placed['cores_used']} of {placed['cores']} cores, {fits}"

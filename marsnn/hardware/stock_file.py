@@ -22,8 +22,11 @@ from numpy.typing import NDArray
 from marsnn.energy.counts import LayerCounts, OperationCounts
 from marsnn.errors import FileError
 from marsnn.files import PathLike
+from marsnn.hardware.chip import Chip
 from marsnn.hardware.loihi import LoihiModel, LoihiRun
 from marsnn.hardware.netx_file import read_arrays, read_file, write_model
+from marsnn.hardware.place import events_of, place
+from marsnn.hardware.placement import Placement, line_of
 from marsnn.hardware.price import ModePrice, priced, synapse_counts
 from marsnn.hardware.stages import LARGEST_SHIFT, STATE_MAX, WEIGHT_MAX, Ints, Synapse
 from marsnn.hardware.stock import Lifs, Rails, Readout
@@ -96,14 +99,18 @@ class StockNet:
             synapses=sum(int(np.count_nonzero(layer.weight)) for layer in layers),
         )
 
+    def placement(self, profile: PathLike | Chip = "loihi1", **search: Any) -> Placement:
+        """Where its LIFs lie, with the events of the golden run; see `marsnn.hardware.place`."""
+        return place(self.model, profile, events_of(self.golden), **search)
+
     def text(self) -> str:
-        """For people: the price, and how far the integers are from the float network."""
+        """For people: the price, the room, and how far the integers are from the float network."""
         rows = [
             f"{row['name']}: {row['end_to_end']:.2%} of spike slots differ from the floats, "
             f"{row['teacher_forced']:.2%} by its own rounding"
             for row in self.header["drift"]["layers"]
         ]
-        return "\n".join([self.price().text(), *rows])
+        return "\n".join([self.price().text(), line_of(self.placement(effort=0).to_dict()), *rows])
 
 
 def operations_of(lifs: Lifs, inputs: Ints, run: LoihiRun) -> OperationCounts:

@@ -28,6 +28,7 @@ from marsnn.hardware import (
     verify,
     verify_netx,
 )
+from marsnn.hardware.chip import load_profile
 from marsnn.hardware.graph import extract
 from marsnn.hardware.loihi import BIAS_MAX, UNITY
 from marsnn.hardware.modes import as_counts
@@ -554,6 +555,28 @@ def test_a_bundle_states_its_price(mode, tmp_path):
     assert (price.mac_per_token, price.add_per_token) == (total["mac"] / 24, total["add"] / 24)
 
 
+def test_stock_lifs_are_placed(tmp_path):
+    """By hand: 12 inputs, 2 x 4 LIFs for each of 20 and of 20 neurons; binary spikes on one rail."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(12, 20), ATMN(20, 4, tau=1.0), nn.Linear(20, 20), ATMN(20, 4, tau=1.0)]
+    x = torch.randn(2, 6, 12)
+    net = export(Network([*layers, nn.Linear(20, 3)]), x, tmp_path / "a.net", mode="stock-lif")
+    placed = net.placement(effort=0)
+    assert [(cut.name, cut.cores, cut.neurons) for cut in placed.cuts] == [
+        ("atmn1", 1, 160),
+        ("atmn2", 1, 160),
+    ]
+    assert [core.use.synapse_bytes for core in placed.cores] == [160 * 12, 160 * 160]
+    assert [core.use.input_axons for core in placed.cores] == [12, 160]
+    assert [core.use.output_axons for core in placed.cores] == [160, 0]
+    spikes = net.golden.spikes["atmn1"]
+    assert placed.hops["atmn1"].messages == pytest.approx(np.count_nonzero(spikes) / len(spikes))
+    assert placed.events == "counted"
+    assert "Loihi 1, UNVERIFIED profile: 2 of 128 cores, fits" in net.text()
+    small = replace(load_profile("loihi1"), neurons_per_core=50)
+    assert [cut.cores for cut in net.placement(small, effort=0).cuts] == [4, 4]
+
+
 def test_the_size_is_known_before(tmp_path):
     """2 K N LIFs, and 4 K K' synapses a weight between two populations."""
     network = atmn_network(2, 4)  # K = 5
@@ -576,6 +599,7 @@ def test_the_verbs(call, tmp_path):
     assert (code, lines[0]) == (0, "takes 128 LIFs and 4,480 synapses of stock Lava, zeros included")
     assert lines[1:3] == [f"file: {path} (24 golden tokens, T = 4)", price_of(path).text()]
     assert lines[-1] == f"next:  marsnn verify {path}"
+    assert lines[3] == "placed on Loihi 1, UNVERIFIED profile: 2 of 128 cores, fits"
     code, out, _ = call("verify", path, "--simulator", "integer")
     assert (code, out.startswith("0 mismatches of 3072 spike slots")) == (0, True)
     code, out, _ = call("export", network, "-i", x, "--mode", "count", "--out", tmp_path / "b", "--json")

@@ -12,6 +12,7 @@ from marsnn.energy import EnergyReport, LayerCounts, OperationCounts
 from marsnn.errors import FileError, InputError
 from marsnn.files import json_text
 from marsnn.hardware.chip import PROFILES
+from marsnn.hardware.loihi import Layer, LoihiModel
 from marsnn.hardware.parts import cut
 from marsnn.hardware.place import events_of, load_profile, place
 from marsnn.hardware.populations import populations
@@ -373,6 +374,34 @@ def test_a_population_that_hears_itself_by_hand():
     tight = replace(LOIHI1, neurons_per_core=30, output_axons_per_core=179, cores_per_tile=1)
     placed = place(looped_net(10, 90), tight)
     assert placed.refusals == ("s0: its parts tell each other more than Loihi 1 takes; make it smaller",)
+
+
+def test_stock_lifs_lie_as_stages_of_the_same_sizes():
+    """A chain of stock Lava's layers, a convolution among them, as the stages with its weights."""
+    kernel, matrix = np.ones((8, 2, 3, 3), dtype=np.int64), np.ones((10, 8 * 5 * 6), dtype=np.int64)
+    channels, neurons = np.zeros(8, dtype=np.int64), np.zeros(10, dtype=np.int64)
+    layers = (
+        Layer("conv", kernel, channels, 60, 4096, 1000, (8, 5, 6), (2, 2), (0, 1), (1, 1)),
+        Layer("fc", matrix, neurons, 60, 4096, 1000, (10,)),
+    )
+    model = LoihiModel(layers, (2, 11, 12), 8, 127, steps=4)
+    moves = Convolution((2, 11, 12), (8, 5, 6), (2, 2), (0, 1), (1, 1))
+    first = Synapse("conv.weight", INPUT, "in", "conv", "held", kernel, conv=moves)
+    second = Synapse("fc.weight", "conv", "in", "dense", "stream", matrix)
+    graph = IntegerGraph(
+        4,
+        (2, 11, 12),
+        (stage("conv", "lif", (8, 5, 6), first, signed=0), stage("fc", "lif", (10,), second, signed=0)),
+    )
+    chip = replace(LOIHI1, neurons_per_core=50)
+    rng = np.random.default_rng(0)
+    traffic = {"conv": rng.random(240), "fc": rng.random(10)}
+    ours, theirs = (place(each, chip, traffic, effort=0).to_dict() for each in (graph, model))
+    assert theirs["cores_used"] >= 6
+    assert theirs == ours
+    run = model.run(rng.integers(-127, 128, (3, 2, 11, 12)))
+    assert events_of(run)["conv"].shape == (240,)
+    assert events_of(run)["conv"].sum() == pytest.approx(np.count_nonzero(run.spikes["conv"]) / 3)
 
 
 # ---- messages and hops --------------------------------------------------------------------------------

@@ -448,7 +448,10 @@ def test_images_that_are_refused(layers, message, tmp_path):
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        (Recurrent(ALIF(2, 4, **ZERO)), r"own: Recurrent\(ALIF\) has no form in netx; .* or export to target "),
+        (
+            Recurrent(ALIF(2, 4, **ZERO)),
+            r"own: Recurrent\(ALIF\) has no form in netx; .* or export to target ",
+        ),
         (Recurrent(LIF(2, 4)), 'own: reset="subtract"; Lava\'s LIF resets to zero'),
         (Recurrent(LIF(2, 4, beta=torch.tensor([0.1, 0.2]), **ZERO)), "own: beta differs between neurons"),
         (

@@ -1,7 +1,8 @@
 """The integer model of stock Lava: its LIF behind its Dense or Conv, as lava-dl's netx builds them.
 
 A model is a chain of layers. A layer is a matrix or a convolution and the current-based LIF neurons that it
-drives, which have one threshold and one pair of decays. All numbers are integers of the widths below.
+drives, which have one threshold and one pair of decays; behind a matrix they may hear themselves through a
+second one. All numbers are integers of the widths below.
 
 | quantity                | width            | remark                                                     |
 |-------------------------|------------------|------------------------------------------------------------|
@@ -12,11 +13,15 @@ drives, which have one threshold and one pair of decays. All numbers are integer
 | decays                  | 12 bit           | 0 keeps all, 4096 keeps nothing                            |
 
     a[n] = weight @ spikes[n - 1]                    the spikes of one step before: a synapse takes a step
+           + recurrent @ s[n - 1]                    its own, where it hears itself
     u[n] = wrap(leak(u[n - 1], iDecay) + (a[n] << 6))
     v[n] = clip(leak(v[n - 1], vDecay) + u[n] + (bias << 6))
     s[n] = 1 where v[n] > threshold << 6, else 0;    v[n] = 0 where s[n] = 1
 
     leak(x, decay) = x (4096 - decay) / 4096         rounded toward zero
+
+What clears u and v does not reach the synapses: s[n - 1] comes back into cleared states. Where the model
+`drops` them, the host writes zeros over the recurrent sums before that step.
 
 Source: `PyLifModelBitAcc`, `PyLifResetModelBitAcc`, `PyDenseModelBitAcc` and `PyConvModelFixed` of lava-nc
 0.10.0 and `netx` of lava-dl 0.6.0 (BSD-3), whose `du = iDecay - 1` meets the one that the neuron adds.
@@ -63,6 +68,7 @@ class Layer:
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    recurrent: Ints | None = None  # [N, N], of its own spikes one step before; dense alone
 
     @property
     def kind(self) -> Literal["dense", "conv"]:
@@ -98,6 +104,8 @@ class LoihiModel:
             cleared at the steps n with n = reset_offset + 1 + i modulo the interval, counted from 1, before
             what arrives is added.
         reset_offset: as `netx.hdf5.Network` takes it.
+        drops: where states are cleared, what is on its way back to its own layer is dropped with them. Lava
+            does not do that by itself: the host has to.
     """
 
     layers: tuple[Layer, ...]
@@ -107,6 +115,7 @@ class LoihiModel:
     steps: int = 1
     reset_interval: int | None = None
     reset_offset: int = 1
+    drops: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -153,14 +162,18 @@ class LoihiModel:
         for index, layer in enumerate(self.layers):
             arriving = np.concatenate([np.zeros_like(train[:1]), train[:-1]])
             clear_at = None if self.reset_interval is None else (self.reset_offset + 1 + index)
-            train, wraps, clips = run_layer(layer, arriving, self.reset_interval, clear_at)
+            train, wraps, clips = run_layer(layer, arriving, self.reset_interval, clear_at, self.drops)
             result.spikes[layer.name] = train.astype(np.int8)
             result.wraps[layer.name], result.clips[layer.name] = wraps, clips
         return result
 
 
 def run_layer(
-    layer: Layer, arriving: Ints, interval: int | None = None, clear_at: int | None = None
+    layer: Layer,
+    arriving: Ints,
+    interval: int | None = None,
+    clear_at: int | None = None,
+    drops: bool = False,
 ) -> tuple[Ints, int, int]:
     """Spikes [S, *N] of a layer for what arrives at its synapses at each step [S, *M], wraps and clips.
 
@@ -168,8 +181,10 @@ def run_layer(
         layer: the layer.
         arriving: what its senders sent one step before.
         interval, clear_at: states are cleared at the steps n = clear_at modulo the interval, from 1.
+        drops: what the layer's own spikes would bring back at those steps is dropped.
     """
     sums = synapse(layer, arriving)
+    own = None if layer.recurrent is None else lava_weights(layer.recurrent, layer.weight)
     bias = aligned(layer.bias).reshape(-1, *[1] * (sums.ndim - 2))
     fire = layer.threshold << ALIGN
     u = np.zeros_like(sums[0])
@@ -177,8 +192,11 @@ def run_layer(
     spikes = np.zeros_like(sums)
     wraps = clips = 0
     for row, a in enumerate(sums):
-        if interval is not None and clear_at is not None and (row + 1 - clear_at) % interval == 0:
+        cleared = interval is not None and clear_at is not None and (row + 1 - clear_at) % interval == 0
+        if cleared:
             u, v = np.zeros_like(u), np.zeros_like(v)
+        if own is not None and row and not (cleared and drops):
+            a = int32(a + dense(spikes[row - 1][None], *own)[0])
         u, wrapped = wrap(int32(leak(u, layer.current_decay) + aligned(a)))
         v, clipped = clip(int32(leak(v, layer.voltage_decay) + u + bias))
         s = fires(v, fire)
@@ -201,8 +219,11 @@ def excess(layer: Layer, least: int, largest: int, interval: float) -> float:
     """
     rows = layer.weight.reshape(len(layer.weight), -1).astype(np.float64)
     up, down = np.maximum(rows, 0).sum(axis=1), np.maximum(-rows, 0).sum(axis=1)
-    high = (up * largest - down * least) * _lasting(layer.current_decay, interval)
-    low = (down * largest - up * least) * _lasting(layer.current_decay, interval)
+    high, low = up * largest - down * least, down * largest - up * least
+    if layer.recurrent is not None:
+        own = layer.recurrent.astype(np.float64)
+        high, low = high + np.maximum(own, 0).sum(axis=1), low + np.maximum(-own, 0).sum(axis=1)
+    high, low = (each * _lasting(layer.current_decay, interval) for each in (high, low))
     voltage = (low + np.maximum(-layer.bias, 0)) * _lasting(layer.voltage_decay, interval)
     return float(np.maximum(np.maximum(high, low), voltage).max()) * 2**ALIGN / STATE_MAX
 
@@ -257,35 +278,45 @@ def synapse(layer: Layer, arriving: Ints) -> Ints:
     """Synaptic sums [S, *N] of [S, *M]; exact before Lava's own rounding, float64 holds integers to 2^53."""
     if layer.kind == "conv":
         return wrap24(convolve(layer, arriving))
-    weight, exponent = lava_weights(layer.weight)
-    flat = arriving.reshape(len(arriving), -1).astype(np.float64)
-    sums = int32((flat @ weight.T.astype(np.float64)).astype(np.int64))
+    flat = arriving.reshape(len(arriving), -1)
+    return dense(flat, *lava_weights(layer.weight, layer.recurrent))
+
+
+def dense(arriving: Ints, weight: Ints, exponent: int) -> Ints:
+    """Sums [S, N] of [S, M] by one Dense, which shifts its sum and not its weights."""
+    sums = int32((arriving.astype(np.float64) @ weight.T.astype(np.float64)).astype(np.int64))
     return int32(sums << exponent) if exponent > 0 else sums >> -exponent
 
 
-def lava_weights(weight: Ints) -> tuple[Ints, int]:
+def lava_weights(weight: Ints, beside: Ints | None = None) -> tuple[Ints, int]:
     """What netx and Dense make of a matrix: the codes that are summed, and the exponent of 2 of the sum.
 
     netx shifts the matrix up into 8 bits (9 with a sign), and Dense drops bits below those that netx counted.
     This keeps every weight but those of a matrix without a positive one: there a least weight of -2^k becomes
     -256, which Dense holds as -255, and drops bits of.
 
+    Args:
+        weight: the matrix.
+        beside: the other one of a layer that hears itself: netx shifts the two by the same, as if they were
+            one, and each has a Dense of its own, which looks at its own signs.
+
     Raises:
-        InputError: a matrix of zeros, on which netx fails.
+        InputError: nothing but zeros, on which netx fails.
     """
-    largest, least = int(weight.max()), int(weight.min())
+    both = weight.reshape(-1) if beside is None else np.concatenate([weight, beside], axis=None)
+    largest, least = int(both.max()), int(both.min())
     if largest == least == 0:
         raise InputError("all weights are zero, which netx can't load")
     if (largest > 254 and least < 0) or (least < -256 and largest > 0):
-        weight = np.clip(weight, -256, 254)
-        largest, least = int(weight.max()), int(weight.min())
+        weight, both = np.clip(weight, -256, 254), np.clip(both, -256, 254)
+        largest, least = int(both.max()), int(both.min())
     signed = largest >= 0 > least  # as netx sees it
     if signed:
         scale = min(127 / largest if largest else math.inf, -128 / least)
     else:
         scale = -256 / least if least < 0 else 255 / largest
     scale_bits = math.floor(math.log2(scale)) + signed
-    trailing = next((n for n in range(8, 0, -1) if not (weight % 2**n).any()), 0)
+    trailing = next((n for n in range(8, 0, -1) if not (both % 2**n).any()), 0)
     weight_bits = 8 - scale_bits - (trailing - signed)
     codes = shifted_left(weight, scale_bits)
     # Dense decides again, and calls a matrix without a positive weight inhibitory.
@@ -296,6 +327,20 @@ def lava_weights(weight: Ints) -> tuple[Ints, int]:
     dropped = 8 - weight_bits + mixed
     codes = shifted_left(codes >> dropped, dropped) if 0 <= dropped < 32 else np.zeros_like(codes)
     return -codes if negative else codes, -scale_bits
+
+
+def keeps(layer: Layer) -> bool:
+    """Whether Lava sums the weights of a layer as they are written."""
+    if layer.kind == "conv":
+        return True
+    pairs: list[tuple[Ints, Ints | None]] = [(layer.weight, layer.recurrent)]
+    if layer.recurrent is not None:
+        pairs.append((layer.recurrent, layer.weight))
+    for weight, beside in pairs:
+        codes, exponent = lava_weights(weight, beside)
+        if exponent > 0 or not np.array_equal(codes, weight << -exponent):
+            return False
+    return True
 
 
 def shifted_left(x: Ints, bits: int) -> Ints:

@@ -1,13 +1,14 @@
 """LIF networks to netx, the HDF5 format of lava-dl, which stock Lava runs without any process of ours.
 
 What maps: chains of `Linear` or `Conv2d` and `LIF`, `PLIF` or `CubaLIF` with reset="zero", which is how
-Lava's LIF resets. `Flatten` stands between the two kinds of maps, Dropout and Identity do nothing. Everything
-else is refused by name, all of it at once (`netx_graph.py`).
+Lava's LIF resets; behind a Linear also `Recurrent` of these. `Flatten` stands between the two kinds of maps,
+Dropout and Identity do nothing. Everything else is refused by name, all of it at once (`netx_graph.py`).
 
 The clock. A token's input is held for T steps, so a sample is one long train. Lava's `LIFReset` clears the
 states every so many steps, and netx lets it do so one step later in every layer, as the synapses' delays ask
 for: every T steps for carry="token", every T L steps for carry="sequence" with L tokens a sample. That is an
-argument of netx and no part of its format, so a group of ours in the file keeps it.
+argument of netx and no part of its format, so a group of ours in the file keeps it. The spikes that a
+`Recurrent` has on their way outlive that clearing; the host drops them (`LoihiModel.drops`).
 
 The units. A layer has one threshold V, so one scale for all its weights, `codes = s weight / threshold`; a
 threshold for each neuron folds into its row, and what a spike is worth into the columns behind it. Lava fires
@@ -47,8 +48,9 @@ from marsnn.hardware.loihi import (
     Layer,
     LoihiModel,
     LoihiRun,
+    dense,
     excess,
-    lava_weights,
+    keeps,
     run_layer,
     synapse,
 )
@@ -122,13 +124,20 @@ class NetxExport:
 
     def text(self) -> str:
         """One line a layer, for people."""
-        return "\n".join(
+        rows = [
             f"{each.name}: threshold {each.threshold}, weights to {each.largest_code}, "
             f"beta {each.beta:.5g} as {each.beta_used:.5g}, alpha {each.alpha:.5g} as {each.alpha_used:.5g}, "
             f"overflow {each.overflow}; {each.end_to_end:.2%} of spike slots differ from the floats, "
             f"{each.teacher_forced:.2%} by itself"
             for each in self.reports
-        )
+        ]
+        rows += [
+            f"{layer.name}: hears itself, and Lava's clearing spares what is on its way back; before each, "
+            "write 0 to its synapse_rec.a_buff, as verify_netx does"
+            for layer in self.model.layers
+            if layer.recurrent is not None
+        ]
+        return "\n".join(rows)
 
 
 def write_netx(network: Network, sample: Tensor, path: PathLike) -> NetxExport:
@@ -174,13 +183,13 @@ def write_netx(network: Network, sample: Tensor, path: PathLike) -> NetxExport:
             refusals.append(f"{stage.name}: {complaint}")
             signal = given = spikes.astype(np.int64)
             continue
-        alone, _, _ = run_layer(layer, given, interval, 1)
-        signal, _, _ = run_layer(layer, signal, interval, 1)
+        alone, _, _ = run_layer(layer, given, interval, 1, drops=True)
+        signal, _, _ = run_layer(layer, signal, interval, 1, drops=True)
         given = spikes.astype(np.int64)
         reports.append(_report(stage, layer, overflow, alone, signal, given))
     if refusals:
         raise ExportError(refusals)
-    model = replace(model, layers=tuple(layers))
+    model = replace(model, layers=tuple(layers), drops=any(layer.recurrent is not None for layer in layers))
     golden = model.run(inputs)
     header = {
         "marsnn": marsnn.__version__,
@@ -219,9 +228,8 @@ def _input(
         layer, _, complaint = _fit(
             replace(stage, weight=stage.weight * scale), arriving, (-levels, levels), interval
         )
-        differs = (
-            np.inf if complaint else float(np.mean(run_layer(layer, arriving, interval, 1)[0] != floats))
-        )
+        spikes = None if complaint else run_layer(layer, arriving, interval, 1, drops=True)[0]
+        differs = np.inf if spikes is None else float(np.mean(spikes != floats))
         found.append((differs, -levels, inputs, scale))
     _, negative, inputs, scale = min(found, key=lambda each: each[:2])
     return LoihiModel((), sample.shape[1:], 8, -negative, steps, interval), inputs, scale
@@ -238,7 +246,7 @@ def _fit(stage: NetxStage, arriving: Ints, arrives: tuple[int, int], interval: i
         arriving: what the sample brings, [S, *M].   arrives: the least and the largest of what can come.
         interval: from clearing to clearing.
     """
-    heaviest = float(np.abs(stage.weight).max())
+    heaviest = float(np.abs(_weights(stage)).max())
     largest_bias = float(np.abs(stage.bias).max())
     if heaviest == 0:
         return stage.layer, "", "all weights are zero, which netx can't load; remove the layer"
@@ -255,11 +263,11 @@ def _fit(stage: NetxStage, arriving: Ints, arrives: tuple[int, int], interval: i
         )  # fmt: skip
     leaky = any(0 < decay < UNITY for decay in (stage.layer.current_decay, stage.layer.voltage_decay))
     least = 64 if leaky else 1
-    values = np.concatenate([stage.weight.reshape(-1), stage.bias])
+    values = np.concatenate([_weights(stage).reshape(-1), stage.bias])
     grid = {scale for scale in _whole_scales(values, int(finest)) if scale >= least}
 
     def fine(layer: Layer) -> bool:
-        return layer.threshold + 1 in grid or int(np.abs(layer.weight).max()) >= LEAST_LARGEST
+        return layer.threshold + 1 in grid or int(np.abs(_weights(layer)).max()) >= LEAST_LARGEST
 
     def at(threshold: int) -> Layer:
         on_grid = threshold + 1 in grid
@@ -279,7 +287,7 @@ def _fit(stage: NetxStage, arriving: Ints, arrives: tuple[int, int], interval: i
             over = over_by(layer := at(threshold))
             if over <= 1:
                 return layer
-            if not layer.weight.any():
+            if not _weights(layer).any():
                 break
             coarser = int(threshold / over) if over < np.inf else threshold - threshold // 100
             threshold = min(threshold - 1, coarser)
@@ -301,6 +309,12 @@ def _fit(stage: NetxStage, arriving: Ints, arrives: tuple[int, int], interval: i
     return stage.layer, "", f"only weights of fewer than 5 bits fit; {reason}"
 
 
+def _weights(of: NetxStage | Layer) -> Reals | Ints:
+    """Of a neuron in a row, those of its own layer at the end: they share a scale."""
+    rows = of.weight.reshape(len(of.weight), -1)
+    return rows if of.recurrent is None else np.concatenate([rows, of.recurrent], axis=1)
+
+
 def _whole_scales(values: Reals, largest: int) -> set[int]:
     """The scales up to `largest` at which all values are whole, but for the rounding of their floats."""
     scales = np.arange(1, largest + 1, dtype=np.float64)
@@ -313,25 +327,32 @@ def _whole_scales(values: Reals, largest: int) -> set[int]:
 
 
 def _with_threshold(stage: NetxStage, threshold: int, scale: float) -> Layer:
-    codes = np.clip(np.round(stage.weight * scale), -WEIGHT_MAX, WEIGHT_MAX).astype(np.int64)
-    bias = np.clip(np.round(stage.bias * scale), -BIAS_MAX, BIAS_MAX).astype(np.int64)
-    return replace(stage.layer, weight=codes, bias=bias, threshold=threshold)
+    def codes(reals: Reals, limit: int) -> Ints:
+        return np.clip(np.round(reals * scale), -limit, limit).astype(np.int64)
+
+    return replace(
+        stage.layer,
+        weight=codes(stage.weight, WEIGHT_MAX),
+        recurrent=None if stage.recurrent is None else codes(stage.recurrent, WEIGHT_MAX),
+        bias=codes(stage.bias, BIAS_MAX),
+        threshold=threshold,
+    )
 
 
 def _whole(layer: Layer) -> bool:
     """Whether Lava sums the weights as they are written: not so for some without a positive one."""
-    if not layer.weight.any():
-        return False
-    if layer.kind == "conv":
-        return True
-    codes, exponent = lava_weights(layer.weight)
-    return exponent <= 0 and np.array_equal(codes, layer.weight << -exponent)
+    return bool(_weights(layer).any()) and keeps(layer)
 
 
 def _reached(layer: Layer, arriving: Ints, interval: int) -> float:
     """By what factor twice the states that the sample reaches exceed 24 bits."""
     bias = layer.bias.reshape(-1, *[1] * (len(layer.shape) - 1)) << ALIGN
     sums = synapse(layer, arriving) << ALIGN
+    if layer.recurrent is not None:
+        spikes, _, _ = run_layer(layer, arriving, interval, 1, drops=True)
+        back = dense(spikes[:-1], layer.recurrent, 0) << ALIGN
+        back[interval - 1 :: interval] = 0
+        sums[1:] += back
     u: Reals = np.zeros(layer.shape)
     v: Reals = np.zeros(layer.shape)
     reached = 0.0
@@ -356,10 +377,10 @@ def _report(
     scale = layer.threshold + 1
     exact = all(
         np.allclose(real * scale, codes, rtol=FLOAT32, atol=0)
-        for real, codes in ((stage.weight, layer.weight), (stage.bias, layer.bias))
+        for real, codes in ((_weights(stage), _weights(layer)), (stage.bias, layer.bias))
     )
     exact = exact and used["alpha_used"] == stage.alpha and used["beta_used"] == stage.beta
-    rows = np.abs(layer.weight).reshape(len(layer.weight), -1).max(axis=1)
+    rows = np.abs(_weights(layer)).max(axis=1)
     return LayerReport(
         name=stage.name,
         threshold=layer.threshold,

@@ -2,6 +2,7 @@
 
     layer/0           type "input", shape
     layer/i           type "dense": shape, inFeatures, outFeatures, weight, bias where there is one
+                      type "dense_rec": the same, and weight_rec of the layer's own spikes
                       type "conv": shape, weight, stride, padding, dilation, groups, bias; axes (C, H, W)
                       type "flatten", between a conv and a dense
     layer/i/neuron    type "CUBA", iDecay, vDecay, vThMant, refDelay, gradedSpike
@@ -90,6 +91,7 @@ def write_model(
             "input_max": model.input_max,
             "reset_interval": model.reset_interval,
             "reset_offset": model.reset_offset,
+            "drops": model.drops,
         }
         group = file.create_group("marsnn")
         text = json.dumps(values, allow_nan=False).encode()
@@ -113,9 +115,11 @@ def _write_layers(file: Any, model: LoihiModel) -> None:
             _write_type(file.create_group(f"layer/{position}"), "flatten")
             position += 1
         group = file.create_group(f"layer/{position}")
-        _write_type(group, layer.kind)
+        _write_type(group, layer.kind if layer.recurrent is None else "dense_rec")
         group["shape"] = np.array(layer.shape)
         _packed(group, "weight", layer.weight.astype(np.int32))
+        if layer.recurrent is not None:
+            _packed(group, "weight_rec", layer.recurrent.astype(np.int32))
         if layer.bias.any():
             group["bias"] = layer.bias.astype(np.int32)
         if layer.kind == "dense":
@@ -266,8 +270,8 @@ def read_netx(path: PathLike) -> LoihiModel:
     """The integer model in a netx file, ours or another's: it runs in numpy, spike for spike as Lava does.
 
     netx keeps neither T nor when states are cleared: in a file from elsewhere a token is one step, states are
-    never cleared and the input is spikes; `dataclasses.replace(model, message_bits=8, input_max=127)` says
-    otherwise.
+    never cleared (nor spikes on their way back dropped) and the input is spikes;
+    `dataclasses.replace(model, message_bits=8, input_max=127)` says otherwise.
 
     Raises:
         FileError: it is no netx file, is damaged, or asks for what the model has not.
@@ -293,7 +297,10 @@ def _read(file: _Tree) -> tuple[LoihiModel, dict[str, Any], NDArray[np.int64] | 
         steps=_whole(file, header, "steps", 1, LARGEST_STEPS, 1),
         reset_interval=None if interval is None else _whole(file, header, "reset_interval", 1, 2**31, 1),
         reset_offset=_whole(file, header, "reset_offset", 0, 2**31, 1),
+        drops=header.get("drops", False),
     )
+    if type(model.drops) is not bool:
+        raise file.told("marsnn/header", f"has drops = {model.drops!r:.100}, expected true or false")
     if model.message_bits not in (0, 8) or (model.message_bits == 0 and model.input_max != 1):
         raise file.told(
             "marsnn/header",
@@ -343,22 +350,24 @@ def _layers(tree: _Tree) -> tuple[tuple[int, ...], list[Layer]]:
         elif kind == "flatten" and shape is not None and len(shape) == 3:
             shape = (int(np.prod(shape)),)
             input_shape = input_shape if layers else shape
-        elif kind == "dense":
-            layers.append(_dense(group, index, shape))
+        elif kind in ("dense", "dense_rec"):
+            layers.append(_dense(group, index, shape, recurrent=kind == "dense_rec"))
             input_shape = (layers[0].weight.shape[1],) if input_shape is None else input_shape
             shape = layers[-1].shape
         elif kind == "conv":
             layers.append(_conv(group, index, shape))
             shape = layers[-1].shape
         else:
-            raise group.told("type", f"is {kind!r} as layer {index}; read are input, dense, conv, flatten")
+            raise group.told(
+                "type", f"is {kind!r} as layer {index}; read are input, dense, dense_rec, conv, flatten"
+            )
     if input_shape is None or not layers:
         raise tree.told("", "has no dense and no conv layer")
     return input_shape, layers
 
 
-def _dense(group: _Tree, index: int, senders: tuple[int, ...] | None) -> Layer:
-    _no_more(group)
+def _dense(group: _Tree, index: int, senders: tuple[int, ...] | None, recurrent: bool) -> Layer:
+    _no_more(group, *() if recurrent else ("weight_rec",))
     neurons = int(np.prod(group.array("shape", (1,), 1, 2**24, largest=3)))
     weight = group.array("weight", (1, 2), -256, 255)
     if weight.ndim == 1 and weight.size % neurons == 0:
@@ -367,12 +376,20 @@ def _dense(group: _Tree, index: int, senders: tuple[int, ...] | None) -> Layer:
     if weight.shape != (neurons, arriving) or (senders is not None and len(senders) != 1):
         came = "" if senders is None else f" of {list(senders)}"
         raise group.told("weight", f"is {list(weight.shape)}, expected {neurons} rows for an input{came}")
-    lava_weights(weight)
-    return Layer(f"dense{index}", weight, _bias(group, neurons), *_neuron(group), shape=(neurons,))
+    own = None
+    if recurrent:
+        own = group.array("weight_rec", (1, 2), -256, 255)
+        own = own.reshape(neurons, -1) if own.ndim == 1 and own.size % neurons == 0 else own
+        if own.shape != (neurons, neurons):
+            raise group.told("weight_rec", f"is {list(own.shape)}, expected {[neurons, neurons]}")
+    lava_weights(weight, own)
+    return Layer(
+        f"dense{index}", weight, _bias(group, neurons), *_neuron(group), shape=(neurons,), recurrent=own
+    )
 
 
 def _conv(group: _Tree, index: int, senders: tuple[int, ...] | None) -> Layer:
-    _no_more(group)
+    _no_more(group, "weight_rec")
     if senders is None or len(senders) != 3:
         raise group.told("type", "is 'conv', which needs an input of three axes before it")
     weight = group.array("weight", (4, 5), -256, 255)
@@ -393,10 +410,10 @@ def _conv(group: _Tree, index: int, senders: tuple[int, ...] | None) -> Layer:
     return Layer(**{**layer.__dict__, "shape": shape})
 
 
-def _no_more(group: _Tree) -> None:
-    for name in ("delay", "weight_rec"):
+def _no_more(group: _Tree, *names: str) -> None:
+    for name in ("delay", *names):
         if name in group:
-            raise group.told(name, "is not in the model of a feed-forward layer")
+            raise group.told(name, "is not in the model of such a layer")
 
 
 def _bias(group: _Tree, neurons: int) -> NDArray[np.int64]:

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from marsnn.errors import ExportError
 from marsnn.hardware.loihi import UNITY, Layer, conv_shape
 from marsnn.hardware.stages import LARGEST_STEPS
 from marsnn.network import Network
-from marsnn.neurons import LIF, PLIF, CubaLIF
+from marsnn.neurons import LIF, PLIF, CubaLIF, Recurrent
 from marsnn.neurons.base import Neuron
 
 Reals = NDArray[np.float64]
@@ -34,6 +34,7 @@ class NetxStage:
     bias: Reals
     alpha: float
     beta: float
+    recurrent: Reals | None = None  # [N, N], of its own spikes; their bias is in `bias`
 
 
 def extract(
@@ -83,15 +84,15 @@ def extract(
         elif isinstance(layer, Neuron):
             behind = _shape_behind(pending[1] if pending else None, shape)
             reasons = _neuron_refusals(layer, behind)
-            if (
-                isinstance(layer, CubaLIF)
-                and pending
-                and _biased(pending[1])
-                and bool((layer.alpha > 0).any())
-            ):
-                refusals.append(
-                    f"{pending[0]}: its bias enters the current of {name} and lasts there; Lava adds a bias "
+            inner = _inner(layer)
+            if isinstance(inner, CubaLIF) and bool((inner.alpha > 0).any()):
+                before = dict([pending]) if pending else {}
+                own = {name: layer.recurrent} if isinstance(layer, Recurrent) else {}
+                refusals.extend(
+                    f"{where}: its bias enters the current of {name} and lasts there; Lava adds a bias "
                     "to the voltage alone, so train with bias=False"
+                    for where, linear in (before | own).items()
+                    if _biased(linear)
                 )
             if pending is None and seen:
                 reasons.append("follows a neuron directly; put a Linear between them")
@@ -105,7 +106,7 @@ def extract(
         else:
             refusals.append(
                 f"{name}: {type(layer).__name__} has no place in netx, which holds Linear, Conv2d, Flatten, "
-                "LIF, PLIF and CubaLIF"
+                "LIF, PLIF, CubaLIF and Recurrent"
             )
     if pending is not None:
         refusals.append(f"{pending[0]}: is last, and netx has no layer without neurons; end with a neuron")
@@ -132,12 +133,26 @@ def _map_refusals(layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...]) -> list[
     return [] if len(shape) == 3 else ["a Conv2d needs an image (C, H, W); there is none here any more"]
 
 
-def _neuron_refusals(neuron: Neuron, shape: tuple[int, ...]) -> list[str]:
+def _inner(neuron: Neuron) -> Neuron:
+    """The neuron itself, or the one that hears itself."""
+    return neuron.neuron if isinstance(neuron, Recurrent) else neuron
+
+
+def _neuron_refusals(layer: Neuron, shape: tuple[int, ...]) -> list[str]:
     """Why a population of neurons of that shape does not map."""
+    neuron = _inner(layer)
     if type(neuron) not in MAPPED:
-        return [f"{type(neuron).__name__} has no form in netx; use LIF, PLIF or CubaLIF"]
+        who, or_else = type(neuron).__name__, ""
+        if neuron is not layer:
+            who, or_else = f"Recurrent({who})", ', or export to target "lava"'
+        return [f"{who} has no form in netx; use LIF, PLIF or CubaLIF{or_else}"]
     assert isinstance(neuron, LIF | PLIF | CubaLIF)
     reasons = []
+    if neuron is not layer and len(shape) == 3:
+        reasons.append(
+            "hears itself on an image; netx has that for neurons behind a Linear only, so use one, or "
+            'export to target "lava"'
+        )
     if neuron.reset != "zero":
         reasons.append(
             'reset="subtract"; Lava\'s LIF resets to zero, so train with reset="zero" '
@@ -156,12 +171,16 @@ def _neuron_refusals(neuron: Neuron, shape: tuple[int, ...]) -> list[str]:
 
 
 def _interval(network: Network, tokens: int) -> tuple[int, list[str]]:
-    """Every how many steps all states are cleared; neurons without a memory don't mind."""
+    """Every how many steps all states are cleared; neurons without a memory don't mind.
+
+    A neuron that hears itself has one, for a step: its spikes on their way back.
+    """
     lasting = {}
-    for name, neuron in network.neurons.items():
+    for name, layer in network.neurons.items():
+        neuron = _inner(layer)
         if isinstance(neuron, MAPPED):
             decays = [neuron.beta, neuron.alpha] if isinstance(neuron, CubaLIF) else [neuron.beta]
-            if any(bool((decay > 0).any()) for decay in decays):
+            if neuron is not layer or any(bool((decay > 0).any()) for decay in decays):
                 lasting[name] = neuron.carry
     carries = set(lasting.values()) or {"token"}
     if len(carries) > 1 and tokens > 1:
@@ -176,7 +195,7 @@ def _interval(network: Network, tokens: int) -> tuple[int, list[str]]:
 
 def _threshold(neuron: Neuron) -> Reals:
     """[1], [N] or [C]."""
-    threshold = neuron.threshold.detach().cpu().double().reshape(-1).numpy()  # type: ignore[operator, union-attr]
+    threshold = _inner(neuron).threshold.detach().cpu().double().reshape(-1).numpy()  # type: ignore[operator, union-attr]
     return threshold[:1] if (threshold == threshold[0]).all() else threshold
 
 
@@ -200,14 +219,12 @@ def _bare(name: str, weight: Reals, linear: nn.Linear | nn.Conv2d | None) -> Lay
 
 
 def _stage(
-    name: str, linear: nn.Linear | nn.Conv2d | None, neuron: Neuron, shape: tuple[int, ...], worth: Reals
+    name: str, linear: nn.Linear | nn.Conv2d | None, of: Neuron, shape: tuple[int, ...], worth: Reals
 ) -> NetxStage:
+    neuron = _inner(of)
     assert isinstance(neuron, LIF | PLIF | CubaLIF)
-    if linear is None:  # a neuron on the input itself
-        weight, bias = np.eye(shape[0]), np.zeros(shape[0])
-    else:
-        weight = linear.weight.detach().cpu().double().numpy()
-        bias = np.zeros(len(weight)) if linear.bias is None else linear.bias.detach().cpu().double().numpy()
+    weight = np.eye(shape[0]) if linear is None else _numbers(linear.weight)  # None: on the input itself
+    bias = np.zeros(len(weight)) if linear is None or linear.bias is None else _numbers(linear.bias)
     layer = _bare(name, weight, linear)
     groups = layer.groups
     if layer.kind == "conv":
@@ -218,6 +235,10 @@ def _stage(
     per_sender = worth if worth.size == 1 else worth.reshape(groups, 1, -1, *ones)
     weight = (split * per_sender).reshape(weight.shape)
     threshold = _threshold(neuron)
+    recurrent = None
+    if isinstance(of, Recurrent):
+        bias = bias if of.recurrent.bias is None else bias + _numbers(of.recurrent.bias)
+        recurrent = _numbers(of.recurrent.weight) * threshold / threshold.reshape(-1, 1)
     alpha = neuron.alpha.flatten()[0].item() if isinstance(neuron, CubaLIF) else 0.0
     beta = neuron.beta.flatten()[0].item()
     layer = replace(
@@ -225,6 +246,9 @@ def _stage(
         current_decay=round((1 - alpha) * UNITY),
         voltage_decay=round((1 - beta) * UNITY),
     )
-    return NetxStage(
-        name, layer, weight / threshold.reshape(-1, *[1] * (weight.ndim - 1)), bias / threshold, alpha, beta
-    )
+    weight = weight / threshold.reshape(-1, *[1] * (weight.ndim - 1))
+    return NetxStage(name, layer, weight, bias / threshold, alpha, beta, recurrent)
+
+
+def _numbers(tensor: Tensor) -> Reals:
+    return np.asarray(tensor.detach().cpu().double().numpy())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import nn
 
 from marsnn.errors import InputError
-from marsnn.hardware.loihi import THRESHOLD_MAX, UNITY, Layer, LoihiModel, excess, lava_weights
+from marsnn.hardware.loihi import THRESHOLD_MAX, UNITY, Layer, LoihiModel, excess, keeps
 from marsnn.network import Network
-from marsnn.neurons import LIF, CubaLIF
+from marsnn.neurons import LIF, CubaLIF, Recurrent
 from marsnn.neurons.base import Neuron
 
 
@@ -58,19 +60,34 @@ def _map(layer: Layer, worth: float) -> nn.Module:
 
 
 def _neuron(layer: Layer, threshold: float, steps: int, carry: str) -> Neuron:
-    beta = 1 - layer.voltage_decay / UNITY
+    features = None if layer.recurrent is None else len(layer.recurrent)
+    settings: dict[str, Any] = {
+        "steps": steps,
+        "beta": 1 - layer.voltage_decay / UNITY,
+        "threshold": threshold,
+        "reset": "zero",
+        "carry": carry,
+    }
+    neuron: Neuron
     if layer.current_decay == UNITY:
-        return LIF(steps=steps, beta=beta, threshold=threshold, reset="zero", carry=carry)  # type: ignore[arg-type]
-    alpha = 1 - layer.current_decay / UNITY
-    return CubaLIF(
-        steps=steps, beta=beta, alpha=alpha, threshold=threshold, reset="zero", carry=carry  # type: ignore[arg-type]
-    )  # fmt: skip
+        neuron = LIF(features, **settings)
+    else:
+        neuron = CubaLIF(features, alpha=1 - layer.current_decay / UNITY, **settings)
+    if layer.recurrent is None:
+        return neuron
+    made = Recurrent(neuron).double()
+    with torch.no_grad():
+        made.recurrent.weight.copy_(torch.from_numpy(layer.recurrent / threshold))
+    return made
 
 
 def _reasons(model: LoihiModel) -> list[str]:
     reasons = []
     interval = model.reset_interval
-    lasting = any(layer.current_decay < UNITY or layer.voltage_decay < UNITY for layer in model.layers)
+    lasting = any(
+        layer.current_decay < UNITY or layer.voltage_decay < UNITY or layer.recurrent is not None
+        for layer in model.layers
+    )
     if lasting and interval is None:
         reasons.append(
             "states are never cleared, so a sample meets what came before it; give the model a reset_interval"
@@ -90,10 +107,10 @@ def _reasons(model: LoihiModel) -> list[str]:
             reasons.append(f"{name}: its threshold lies above 24 bits, so it never fires")
         if layer.current_decay < UNITY and layer.bias.any():
             reasons.append(f"{name}: its bias enters the voltage past a current that lasts")
-        if layer.kind == "dense":
-            codes, exponent = lava_weights(layer.weight)
-            if exponent > 0 or not np.array_equal(codes, layer.weight << -exponent):
-                reasons.append(f"{name}: Lava does not sum these weights as they are written")
+        if not keeps(layer):
+            reasons.append(f"{name}: Lava does not sum these weights as they are written")
+        if layer.recurrent is not None and not model.drops:
+            reasons.append(f"{name}: its spikes on their way back outlive the clearing of its states")
         if excess(layer, *model.arrives(layer is not model.layers[0]), interval or np.inf) > 1:
             reasons.append(f"{name}: its states can outgrow 24 bits")
     return reasons

@@ -6,9 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 
 from marsnn.hardware.loihi import UNITY, Layer, LoihiModel, conv_shape, run_layer
 from marsnn.hardware.netx_file import write_model
+from marsnn.network import Network
+from marsnn.neurons import LIF, Recurrent
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,21 @@ def random_weight(rng, shape):
     return weight
 
 
-def busy(candidate, arriving, interval, clear_at):
+def busy(candidate, arriving, *clearing):
     """The layer with the threshold at which nearest to a third of its slots fire, and its spikes."""
     found = []
     for threshold in (0, 3, 20, 90, 500, 3000, 20000):
         trial = replace(candidate, threshold=threshold)
-        spikes, _, _ = run_layer(trial, arriving, interval, clear_at)
+        spikes, _, _ = run_layer(trial, arriving, *clearing)
         found.append((abs(spikes.mean() - 1 / 3), threshold))
     return replace(candidate, threshold=min(found)[1])
 
 
-def random_netx_case(seed: int) -> NetxCase:
-    """1 to 4 layers, T from 1 to 6, graded or binary input, cleared or not, every third with convolutions."""
+def random_netx_case(seed: int, loops: bool = False) -> NetxCase:
+    """1 to 4 layers, T from 1 to 6, graded or binary input, cleared or not, every third with convolutions.
+
+    With `loops` the dense layers hear themselves, and every second model drops that where it is cleared.
+    """
     rng = np.random.default_rng(seed)
     steps, tokens = int(rng.integers(1, 7)), int(rng.integers(2, 7))
     bits = 8 if seed % 2 else 0
@@ -62,7 +69,7 @@ def random_netx_case(seed: int) -> NetxCase:
     shape = (int(rng.integers(1, 3)) * 2, 5, 6) if seed % 3 == 0 else (int(rng.integers(2, 9)),)
     low, high = (-127, 127) if bits else (0, 1)
     inputs = rng.integers(low, high + 1, (tokens, *shape))
-    model = LoihiModel((), shape, bits, high, steps, interval)
+    model = LoihiModel((), shape, bits, high, steps, interval, drops=loops and seed % 4 > 1)
     total = tokens * steps + 4
     signal = np.zeros((total, *shape), dtype=np.int64)
     signal[: tokens * steps] = np.repeat(inputs, steps, axis=0)
@@ -81,13 +88,16 @@ def random_netx_case(seed: int) -> NetxCase:
         else:
             neurons = int(rng.integers(2, 9))
             made = layer(f"dense{index}", random_weight(rng, (neurons, int(np.prod(shape)))), 1, *decays)
+            if loops:
+                made = replace(made, recurrent=random_weight(rng, (neurons, neurons)))
         made = replace(made, bias=rng.integers(-bias - (bias == 4095), bias + 1, len(made.weight)))
         arriving = np.concatenate([np.zeros_like(signal[:1]), signal[:-1]])
-        made = busy(made, arriving, interval, 2 + index)
-        signal, _, _ = run_layer(made, arriving, interval, 2 + index)
+        clearing = interval, 2 + index, model.drops
+        made = busy(made, arriving, *clearing)
+        signal, _, _ = run_layer(made, arriving, *clearing)
         layers.append(made)
         shape = made.shape
-    return NetxCase(f"random{seed}", replace(model, layers=tuple(layers)), inputs)
+    return NetxCase(f"random{seed}{'_loops' * loops}", replace(model, layers=tuple(layers)), inputs)
 
 
 def directed_netx_cases() -> list[NetxCase]:
@@ -162,4 +172,86 @@ def directed_netx_cases() -> list[NetxCase]:
             )
             for interval in (None, 3, 9)
         ),
+        *looping_netx_cases(),
     ]
+
+
+def looping_netx_cases() -> list[NetxCase]:
+    """Layers that hear themselves."""
+    links = np.zeros((5, 5), dtype=np.int64)
+    links[[1, 2, 3, 4], [0, 1, 2, 3]] = 5, 5, 5, 4  # 5 is one code above the threshold, 4 lies on it
+    chain = layer("a", np.diag([5, 0, 0, 0, 5]), 4, recurrent=links)
+    pulses = np.array([[1, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 1], [0, 0, 0, 0, 0]])
+    excites, inhibits = [[50, 3], [50, 3]], [[-64, -64], [-64, -64]]
+    bits = np.array([[1, 0], [0, 1], [1, 1], [0, 0], [1, 1], [0, 0]])
+
+    def case(name, layers, inputs, **settings):
+        return NetxCase(name, LoihiModel(tuple(layers), inputs.shape[1:], **settings), inputs)
+
+    def clearing(name, layers, inputs, steps):
+        """By the token as Lava does it, with the spikes on their way back dropped, and that by two tokens."""
+        return [
+            case(f"{name}_{interval}{'_drops' * drops}", layers, inputs, steps=steps,
+                 reset_interval=interval, drops=drops)
+            for interval, drops in [(steps, False), (steps, True), (2 * steps, True)]
+        ]  # fmt: skip
+
+    return [
+        # a spike goes from neuron to neuron, a step each, and dies at the last link or where it is dropped
+        *clearing("chain", [chain, replace(chain, name="b", weight=np.diag([0, 5, 0, 0, 0]))], pulses, 1),
+        *clearing("chain_held", [chain], pulses, 2),
+        # biases fire before the input comes; that comes back into the first step, and upsets the count
+        *clearing(
+            "biased",
+            [
+                layer("a", [[3, -2], [2, 4]], 5, UNITY, 0, bias=6, recurrent=np.array([[0, -9], [4, -1]])),
+                layer("b", [[3, 2], [-1, 4]], 9, 2048, 100, bias=4, recurrent=np.array([[3, -5], [-2, 1]])),
+            ],
+            bits,
+            3,
+        ),
+        # -64 beside 50 is shifted to -256, which a Dense without a positive weight holds as -255 and cuts to
+        # -254: two of them are worth -127, not -128, and not the -126 of a matrix with a scale of its own
+        case(
+            "inhibited_by_itself",
+            [layer("a", excites, 0, bias=[127, 128], recurrent=np.array(inhibits))],
+            bits[[3, 3, 0, 3, 3, 2, 1, 3]],
+        ),
+        # the same of the input, with the 53 that come back
+        case(
+            "excited_by_itself",
+            [layer("a", inhibits, 0, bias=[127 - 53, 128 - 53], recurrent=np.array(excites))],
+            bits[[3, 3, 2, 3, 3, 2, 0, 1]],
+        ),
+        # one of the two with nothing in it
+        case(
+            "one_of_zeros",
+            [
+                layer("a", [[0, 0], [0, 0]], 1, bias=2, recurrent=-links[:2, :2]),
+                layer("b", [[1, 2], [3, 1]], 2, recurrent=0 * links[:2, :2]),
+            ],
+            bits,
+        ),
+    ]
+
+
+def tied_network(carry: str, tokens: int) -> tuple[Network, torch.Tensor]:
+    """A chain in floats, each link bringing just the threshold of its neuron; x [L, B, 4], B = 3.
+
+    Samples end with spikes on their way, and so do tokens.
+    """
+    thresholds = torch.tensor([0.5, 1.0, 2.0, 0.25])
+    settings = {"steps": 3, "beta": 0.0, "threshold": thresholds, "reset": "zero", "carry": carry}
+    first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    chain, behind = Recurrent(LIF(4, **settings), bias=True), Recurrent(LIF(4, **settings))
+    with torch.no_grad():
+        first.weight.copy_(torch.diag(thresholds * torch.tensor([1.0, 0.5, 0.0, 1.0])))
+        second.weight.copy_(torch.eye(4))
+        chain.recurrent.bias.copy_(torch.tensor([0.0, 0.0, -1.0, 0.0]))
+        for of, last in ((chain, 0.0), (behind, 1.0)):
+            links = torch.tensor([[0, 0, 0, last], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
+            of.recurrent.weight.copy_(links * thresholds[:, None] / thresholds)
+        chain.recurrent.weight[2, 1] *= 1.5  # meets the threshold, its bias of half of it taken off
+    x = torch.zeros(tokens, 3, 4)
+    x[0, 0, 0] = x[-1, 0, :2] = x[0, 1, 3] = x[-1, 1, 0] = x[-1, 2, 1] = 1.0
+    return Network({"in": first, "chain": chain, "next": second, "behind": behind}), x

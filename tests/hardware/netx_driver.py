@@ -20,6 +20,6 @@ if __name__ == "__main__":
         with h5py.File(path, "r") as file:
             header = json.loads(bytes(file["marsnn/header"][()]))
             inputs = file["marsnn/inputs"][()]
-        keys = ("steps", "message_bits", "reset_interval", "reset_offset")
+        keys = ("steps", "message_bits", "reset_interval", "reset_offset", "drops")
         sent = simulate(path, inputs, **{key: header[key] for key in keys})
         np.savez(path + ".npz", **{str(index): train for index, train in enumerate(sent)})

@@ -19,9 +19,16 @@ from marsnn.hardware.loihi import STATE_MAX, UNITY, LoihiModel, excess, run_laye
 from marsnn.hardware.netx_file import write_model
 from marsnn.hardware.netx_lava import RUNTIME
 from marsnn.network import Network
-from marsnn.neurons import ALIF, ATMN, LIF, CubaLIF
+from marsnn.neurons import ALIF, ATMN, LIF, PLIF, CubaLIF, Recurrent
 from marsnn.simulator import simulate
-from tests.hardware.netx_cases import directed_netx_cases, layer, random_netx_case, write_netx_case
+from tests.hardware.netx_cases import (
+    directed_netx_cases,
+    layer,
+    looping_netx_cases,
+    random_netx_case,
+    tied_network,
+    write_netx_case,
+)
 
 ZERO = {"reset": "zero"}
 
@@ -66,6 +73,38 @@ def test_what_netx_makes_of_weights(weight, summed):
     assert (codes * 2.0**exponent).tolist() == summed
 
 
+@pytest.mark.parametrize(
+    ("weight", "beside", "summed"),
+    [
+        ([[50, 3]], [[-64, 1]], [[50, 3]]),
+        ([[-64, 1]], [[50, 3]], [[-64, 1]]),  # by itself it has a positive weight, too
+        ([[-64, -64]], [[50, 3]], [[-63.5, -63.5]]),  # shifted by 2 to -256, held as -255, cut to -254
+        ([[-100, -100]], [[50, 3]], [[-100, -100]]),
+        ([[0, 0]], [[50, 3]], [[0, 0]]),
+    ],
+)
+def test_what_netx_makes_of_two_matrices(weight, beside, summed):
+    codes, exponent = loihi.lava_weights(np.array(weight), np.array(beside))
+    assert (codes * 2.0**exponent).tolist() == summed
+
+
+@pytest.mark.parametrize(
+    ("drops", "spikes"),
+    [
+        (False, [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]),
+        (True, [[1, 0, 0], [0, 1, 0], [0, 0, 0], [0, 0, 0]]),
+    ],
+)
+def test_a_chain_by_hand(drops, spikes):
+    """Neuron 0 is driven once, 1 hears 0 and 2 hears 1 a step later; what is cleared at step 2 is u and v."""
+    links = np.array([[0, 0, 0], [5, 0, 0], [0, 5, 0]])
+    chain = layer("a", np.diag([5, 0, 0]), 4, recurrent=links)
+    arriving = np.zeros((4, 3), dtype=np.int64)
+    arriving[0, 0] = 1
+    assert run_layer(chain, arriving, 2, 1, drops)[0].tolist() == spikes
+    assert run_layer(replace(chain, threshold=5), arriving + 0, 2, 1, drops)[0].sum() == 0
+
+
 def test_the_delays_are_taken_out():
     """Two layers that pass every spike on at once answer in the same step of the token."""
     relay = layer("a", [[5]], 4)
@@ -102,6 +141,14 @@ def test_the_bound_is_reached_and_not_passed():
     assert excess(inhibited, 0, 1, steps) <= 1 < excess(inhibited, 0, 1, steps + 1)
     assert run_layer(inhibited, np.ones((steps, 1), dtype=np.int64))[2] == 0
     assert run_layer(inhibited, np.ones((steps + 1, 1), dtype=np.int64))[2] == 1
+    # 127 from outside and 70 of its own spikes: currents that leak by 1/20 reach 20 times that
+    heard = layer("a", [[127], [127]], 1, 205, UNITY, recurrent=np.array([[70, 0], [70, 0]]))
+    alone = replace(heard, recurrent=0 * heard.weight)
+    assert excess(heard, -127, 127, 99) == pytest.approx(
+        (127 * 127 + 70) / (127 * 127) * excess(alone, -127, 127, 99)
+    )
+    apart = replace(heard, recurrent=-heard.recurrent)
+    assert excess(apart, 0, 1, 99) == pytest.approx(127 / 197 * excess(heard, 0, 1, 99))
 
 
 @pytest.mark.parametrize(
@@ -214,6 +261,69 @@ def test_when_states_are_cleared(carry, interval, tmp_path):
         assert not np.array_equal(again.spikes["lif2"], export.golden.spikes["lif2"])
 
 
+@pytest.mark.parametrize("carry", ["token", "sequence"])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_chain_of_ties_is_the_float_network_s(carry, tokens, tmp_path):
+    """Each link meets a threshold; tokens and samples end with spikes on their way, which are dropped."""
+    network, x = tied_network(carry, tokens)
+    export = write_netx(network, x, tmp_path / "a.net")
+    for report in export.reports:
+        assert (report.exact, report.end_to_end, report.teacher_forced) == (True, 0.0, 0.0)
+        assert report.float_spikes >= 15
+    assert export.model.drops
+    assert export.model.reset_interval == 3 * (tokens if carry == "sequence" else 1)
+    for other in (
+        replace(export.model, drops=False),
+        replace(export.model, layers=tuple(replace(each, recurrent=None) for each in export.model.layers)),
+    ):
+        assert not np.array_equal(other.run(export.inputs).spikes["chain"], export.golden.spikes["chain"])
+    if carry == "sequence":  # a sample in a run of its own meets nothing that is on its way
+        for sample in range(3):
+            own = slice(sample * tokens, (sample + 1) * tokens)
+            alone = replace(export.model, drops=False).run(export.inputs[own])
+            for name, spikes in export.golden.spikes.items():
+                assert np.array_equal(alone.spikes[name], spikes[own])
+    told = export.text().splitlines()[2:]
+    assert [line.split(":")[0] for line in told] == ["chain", "behind"]
+    assert all("write 0 to its synapse_rec.a_buff" in line for line in told)
+
+
+def test_a_layer_that_hears_itself_has_one_scale(tmp_path):
+    """Both matrices and both biases, each by the threshold of its row; spikes are worth their own."""
+    torch.manual_seed(0)
+    thresholds = 0.3 + torch.rand(5)
+    own = Recurrent(PLIF(5, 4, threshold=thresholds, **ZERO), bias=True)
+    network = Network({"in": nn.Linear(6, 5), "own": own})
+    with torch.no_grad():
+        own.recurrent.weight.mul_(4)
+    export = write_netx(network, torch.randn(3, 4, 6), tmp_path / "a.net")
+    (made,), (report,) = export.model.layers, export.reports
+    scale = (made.threshold + 1 / 64) / thresholds.double().numpy()[:, None]
+    weight, bias = (each.detach().double().numpy() for each in network["in"].parameters())
+    loop, more = (each.detach().double().numpy() for each in own.recurrent.parameters())
+    assert np.abs(weight * export.input_scale * scale - made.weight).max() < 0.501
+    assert np.abs(loop * thresholds.double().numpy() * scale - made.recurrent).max() < 0.501
+    assert np.abs((bias + more) * scale[:, 0] - made.bias).max() < 0.501
+    assert np.abs(made.recurrent).max() == report.largest_code > np.abs(made.weight).max()
+    assert report.end_to_end < 0.1
+    assert report.float_spikes > 40
+
+
+def test_a_neuron_that_hears_itself_remembers(tmp_path):
+    """beta = 0, yet cleared as its carry says, and not as another's."""
+
+    def network(carry):
+        return Network([
+            nn.Linear(6, 5), Recurrent(LIF(5, 4, beta=0.0, threshold=0.4, carry=carry, **ZERO)),
+            nn.Linear(5, 5), LIF(5, 4, beta=0.9, threshold=0.4, carry="sequence", **ZERO),
+        ])  # fmt: skip
+
+    x = torch.randn(3, 2, 6)
+    assert write_netx(network("sequence"), x, tmp_path / "a.net").model.reset_interval == 12
+    with pytest.raises(ExportError, match='recurrent1: carry="token" where others have carry="sequence"'):
+        write_netx(network("token"), x, tmp_path / "a.net")
+
+
 def test_binary_inputs_are_spikes_and_others_graded(tmp_path):
     network = Network([nn.Linear(6, 5), LIF(5, 4, threshold=0.2, **ZERO)])
     x = 0.3 * (torch.rand(3, 4, 6) > 0.5).float()
@@ -321,6 +431,10 @@ def test_all_refusals_at_once(tmp_path):
             [nn.Conv2d(2, 3, 3), LIF(5, threshold=torch.arange(1.0, 6), **ZERO)],
             r"thresholds along axis -1 of \[3, 5, 5\]",
         ),
+        (
+            [nn.Conv2d(2, 3, 3), Recurrent(LIF(3, feature_dim=-3, **ZERO))],
+            "recurrent1: hears itself on an image; netx has that for neurons behind a Linear only",
+        ),
         ([nn.Conv2d(2, 3, 3), nn.Flatten(), LIF(**ZERO)], "flattens .* only between neurons and a Linear"),
         ([nn.Conv2d(2, 3, 3), LIF(**ZERO), nn.Flatten()], "is last; remove it"),
         ([nn.Flatten(), nn.Linear(98, 3)], "no spiking neuron"),
@@ -329,6 +443,28 @@ def test_all_refusals_at_once(tmp_path):
 def test_images_that_are_refused(layers, message, tmp_path):
     with pytest.raises(ExportError, match=message):
         write_netx(Network(layers), torch.randn(2, 2, 2, 7, 7), tmp_path / "a.net")
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (
+            Recurrent(ALIF(2, 4, **ZERO)),
+            r"own: Recurrent\(ALIF\) has no form in netx; .* or export to target ",
+        ),
+        (Recurrent(LIF(2, 4)), 'own: reset="subtract"; Lava\'s LIF resets to zero'),
+        (Recurrent(LIF(2, 4, beta=torch.tensor([0.1, 0.2]), **ZERO)), "own: beta differs between neurons"),
+        (
+            Recurrent(CubaLIF(2, 4, **ZERO), bias=True),
+            "own: its bias enters the current of own and lasts there",
+        ),
+    ],
+)
+def test_what_can_not_hear_itself(own, message, tmp_path):
+    network = Network({"in": nn.Linear(2, 2, bias=False), "own": own})
+    with pytest.raises(ExportError, match=message) as error:
+        write_netx(network, torch.ones(1, 1, 2), tmp_path / "a.net")
+    assert len(error.value.refusals) == 1
 
 
 def made_of(weight, bias=0.0, **settings):
@@ -383,7 +519,9 @@ def test_the_runtime_says_what_it_lacks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "case", [*map(random_netx_case, range(12)), *directed_netx_cases()], ids=lambda c: c.name
+    "case",
+    [*map(random_netx_case, range(12)), random_netx_case(2, loops=True), *directed_netx_cases()],
+    ids=lambda c: c.name,
 )
 def test_what_is_written_is_read(case, tmp_path):
     model = read_netx(write_netx_case(case, tmp_path))
@@ -421,6 +559,17 @@ def test_a_file_as_lava_dl_writes_it_is_read(tmp_path):
             neuron["type"] = np.array([b"LOIHI"])
             neuron["iDecay"], neuron["vDecay"], neuron["vThMant"], neuron["refDelay"] = 1024, [128], 80, 1
         file["layer/3/neuron/vThMant"][()] = (1 << 18) - 1  # of a layer that only sums
+    with h5py.File(tmp_path / "b.net", "w") as file:
+        file["layer/0/type"] = np.array([b"dense_rec"])
+        file["layer/0/shape"] = np.array([2])
+        file["layer/0/weight"], file["layer/0/weight_rec"] = np.arange(6.0), np.array([[0.0, 1], [0, 0]])
+        neuron = file.create_group("layer/0/neuron")
+        neuron["type"] = np.array([b"CUBA"])
+        neuron["iDecay"], neuron["vDecay"], neuron["vThMant"], neuron["refDelay"] = 4096, 4096, 0, 1
+    (looped,) = read_netx(tmp_path / "b.net").layers
+    assert looped.recurrent.tolist() == [[0, 1], [0, 0]]
+    assert looped.weight.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert not read_netx(tmp_path / "b.net").drops
     model = read_netx(tmp_path / "a.net")
     assert model.names == ("conv1", "dense3")
     assert model.input_shape == (2, 4, 4)
@@ -460,6 +609,24 @@ def test_floats_with_the_same_spikes(interval, tmp_path):
         ours = np.moveaxis(recording.spikes[name], 2, 0).reshape(spikes.shape)
         assert np.array_equal(ours, spikes), name
         assert 0.05 < spikes.mean() < 0.95, name
+
+
+@pytest.mark.parametrize("interval", [3, 6])
+def test_floats_that_hear_themselves(interval):
+    rng = np.random.default_rng(interval)
+    layers = tuple(
+        layer(name, rng.integers(-9, 10, (6, 6)), 14, decay, 0, recurrent=rng.integers(-19, 20, (6, 6)))
+        for name, decay in (("a", UNITY), ("b", 0))
+    )
+    model = LoihiModel(layers, (6,), 8, 3, 3, interval, drops=True)
+    inputs = rng.integers(-3, 4, (6, 6))
+    x = torch.tensor(inputs, dtype=torch.float64).reshape(3, 2, 6).transpose(0, 1)
+    recording, golden = simulate(network_of(model), x), model.run(inputs)
+    for name, spikes in golden.spikes.items():
+        assert np.array_equal(np.moveaxis(recording.spikes[name], 2, 0).reshape(spikes.shape), spikes), name
+        assert 0.05 < spikes.mean() < 0.95, name
+    with pytest.raises(InputError, match=r"a: its spikes on their way back outlive .*; b: its spikes"):
+        network_of(replace(model, drops=False))
 
 
 def test_what_floats_can_not_do_is_refused():
@@ -579,6 +746,8 @@ EDITS = {
     "refDelay asks for a refractory time": replaced("layer/1/neuron/refDelay", 3),
     "delay is not in the model": replaced("layer/1/delay", 3),
     "messageBits asks for graded spikes": replaced("layer/1/neuron/messageBits", 8),
+    "weight_rec is not in the model": replaced("layer/1/weight_rec", np.ones((4, 4), int)),
+    "has drops = 1, expected true or false": header(drops=1),
     "header is no JSON": replaced("marsnn/header", np.frombuffer(b"{", np.uint8)),
     "header is of another format": header(format="marsnn.netx/9"),
     "does not name": header(names=["a", "a", "b"]),
@@ -602,6 +771,24 @@ def test_a_bad_file_is_refused_by_one_line(message, good):
         read_netx(good)
     assert str(error.value).startswith(f"{good}: ")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (removed("layer/1/weight_rec"), "/layer/1/weight_rec is missing"),
+        (replaced("layer/1/weight_rec", np.ones((2, 5), int)), "weight_rec is [2, 5], expected [5, 5]"),
+        (replaced("layer/1/weight_rec", np.full((5, 5), 999)), "weight_rec holds 999 to 999"),
+        (replaced("layer/1/weight_rec", h5py.SoftLink("/layer/1/weight")), "weight_rec is a link"),
+        (replaced("layer/1/delay", 1), "delay is not in the model"),
+    ],
+)
+def test_a_bad_loop_is_refused_by_one_line(edit, message, tmp_path):
+    path = write_netx_case(looping_netx_cases()[0], tmp_path)
+    with h5py.File(path, "r+") as file:
+        edit(file)
+    with pytest.raises(FileError, match=re.escape(message)):
+        read_netx(path)
 
 
 def test_weights_of_zero_are_refused(tmp_path):

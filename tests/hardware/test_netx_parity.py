@@ -15,16 +15,29 @@ from marsnn.hardware import loihi, verify_netx, write_netx
 from marsnn.hardware.loihi import STATE_MAX, UNITY, WIDTH
 from marsnn.hardware.netx_lava import RUNTIME
 from marsnn.network import Network
-from marsnn.neurons import LIF, PLIF, CubaLIF
-from tests.hardware.netx_cases import directed_netx_cases, random_netx_case, write_netx_case
+from marsnn.neurons import LIF, PLIF, CubaLIF, Recurrent
+from tests.hardware.netx_cases import (
+    NetxCase,
+    directed_netx_cases,
+    random_netx_case,
+    tied_network,
+    write_netx_case,
+)
 
 DRIVER = Path(__file__).parent / "netx_driver.py"
 pytestmark = [pytest.mark.lava, pytest.mark.xdist_group("lava")]
 
 
 @pytest.fixture(scope="module")
-def cases():
-    return [random_netx_case(seed) for seed in range(24)] + directed_netx_cases()
+def cases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tied")
+    tied = [write_netx(*tied_network(carry, 2), folder / f"tied_{carry}") for carry in ("token", "sequence")]
+    return [
+        *(random_netx_case(seed) for seed in range(19)),
+        *(random_netx_case(seed, loops=True) for seed in range(5)),
+        *directed_netx_cases(),
+        *(NetxCase(export.path.name, export.model, export.inputs) for export in tied),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -66,23 +79,68 @@ def test_the_cases_reach_every_rule(cases):
         assert {0, UNITY} < {getattr(layer, decay) for layer in layers}
     assert {layer.kind for layer in layers} == {"dense", "conv"}
     assert {case.model.message_bits for case in cases} == {0, 8}
+    assert sum(layer.recurrent is not None for layer in layers) > 15
     changed = 0
     for layer in layers:
         if layer.kind == "dense":
-            codes, exponent = loihi.lava_weights(layer.weight)
-            changed += bool((codes != layer.weight * 2.0**-exponent).any())
+            changed += not loihi.keeps(layer)
     assert changed >= 3
 
 
 # ---- mutants ---------------------------------------------------------------------------------------------
 
-LEAK, CODES = loihi.leak, loihi.lava_weights
+CODES, RUN_LAYER = loihi.lava_weights, loihi.run_layer
 
 
-def no_lowest_bit(weight):
-    codes, exponent = CODES(weight)
+def no_lowest_bit(weight, beside=None):
+    codes, exponent = CODES(weight, beside)
     step = 2 ** (1 - exponent) if (weight.min() < 0 < weight.max()) else 1
     return codes // step * step, exponent
+
+
+def each_by_itself(weight, beside=None):
+    return CODES(weight) if weight.any() else (weight, 0)
+
+
+def one_dense(weight, beside=None):
+    if beside is None:
+        return CODES(weight)
+    codes, exponent = CODES(np.hstack([weight, beside]))
+    return codes[:, : weight.shape[1]], exponent
+
+
+def looping(late=1, turned=False, drop=None):
+    """run_layer with the loop written out on its own: spikes come back `late` steps later."""
+
+    def run(layer, arriving, interval=None, clear_at=None, drops=False):
+        if layer.recurrent is None:
+            return RUN_LAYER(layer, arriving, interval, clear_at, drops)
+        sums, loop = loihi.synapse(layer, arriving), loihi.lava_weights(layer.recurrent, layer.weight)
+        loop = (loop[0].T, loop[1]) if turned else loop
+        u = v = np.zeros_like(sums[0])
+        spikes = np.zeros_like(sums)
+
+        def step(a):
+            new_u, wraps = loihi.wrap(loihi.leak(u, layer.current_decay) + (a << 6))
+            new_v, clips = loihi.clip(loihi.leak(v, layer.voltage_decay) + new_u + (layer.bias << 6))
+            return new_u, new_v, loihi.fires(new_v, layer.threshold << 6), wraps + clips
+
+        total = 0
+        for n, a in enumerate(sums):
+            cleared = interval is not None and (n + 1 - clear_at) % interval == 0
+            if cleared:
+                u, v = np.zeros_like(u), np.zeros_like(v)
+            if not late:
+                sent = step(a)[2].astype(np.int64)
+            else:
+                sent = spikes[n - late] if n >= late else 0 * a
+            if not (cleared and (drops if drop is None else drop)):
+                a = a + loihi.dense(sent[None], *loop)[0]
+            u, v, s, more = step(a)
+            spikes[n], v, total = s, np.where(s, 0, v), total + more
+        return spikes, total, 0
+
+    return run
 
 
 def wrong_end(u):
@@ -106,7 +164,14 @@ FUNCTIONS = {
     "current not wrapped": ("wrap", lambda u: (u, 0)),
     "wraps at the other end": ("wrap", wrong_end),
     "odd weights lose their lowest bit": ("lava_weights", no_lowest_bit),
-    "weights as they are written": ("lava_weights", lambda weight: (weight, 0)),
+    "weights as they are written": ("lava_weights", lambda weight, beside=None: (weight, 0)),
+    "a scale for each of a loop's matrices": ("lava_weights", each_by_itself),
+    "a loop's matrices in one Dense": ("lava_weights", one_dense),
+    "spikes come back in their own step": ("run_layer", looping(late=0)),
+    "spikes come back two steps later": ("run_layer", looping(late=2)),
+    "loops transposed": ("run_layer", looping(turned=True)),
+    "what is on its way is never dropped": ("run_layer", looping(drop=False)),
+    "what is on its way is always dropped": ("run_layer", looping(drop=True)),
     "soft reset": ("after", lambda v, s, fire: np.where(s, v - fire, v)),
     "no reset": ("after", lambda v, s, fire: v),
 }
@@ -118,6 +183,13 @@ def test_mutants_of_the_arithmetic_are_caught(name, cases, sent_by_lava, monkeyp
     monkeypatch.setattr(loihi, function, mutant)
     caught = [case.name for case in cases if mismatches(case.model, case.inputs, sent_by_lava[case.name])]
     assert caught, f"no case notices the mutant {name!r}"
+
+
+def test_the_loop_written_out_is_the_model_s(cases, sent_by_lava, monkeypatch):
+    """So it is their one change that the mutants made of it are caught by."""
+    monkeypatch.setattr(loihi, "run_layer", looping())
+    for case in cases:
+        assert mismatches(case.model, case.inputs, sent_by_lava[case.name]) == 0, case.name
 
 
 def in_layers(**changes):
@@ -194,6 +266,13 @@ def networks():
                 nn.Flatten(), nn.Dropout(), nn.Linear(36, 5), LIF(5, beta=0.9, threshold=0.1, **zero),
             ]),
             torch.rand(2, 3, 2, 8, 9),
+        ),
+        "hears itself": (
+            Network([
+                nn.Linear(20, 16), Recurrent(PLIF(16, threshold=0.3 + torch.rand(16) / 5, **zero), bias=True),
+                nn.Linear(16, 8, bias=False), Recurrent(CubaLIF(8, alpha=0.5, threshold=0.4, **zero)),
+            ]),
+            torch.randn(2, 3, 20),
         ),
         "neurons on the input": (
             Network([LIF(5, threshold=0.7, **zero), nn.Linear(5, 3), LIF(3, threshold=0.2, **zero)]),

@@ -22,7 +22,7 @@ def turned(array):
     return array.transpose(0, 3, 2, 1) if array.ndim == 4 else array
 
 
-def simulate(path, data, steps, message_bits=0, reset_interval=None, reset_offset=1):
+def simulate(path, data, steps, message_bits=0, reset_interval=None, reset_offset=1, drops=False):
     """What each layer sent at the steps 1 to total, [total, *N].
 
     Args:
@@ -30,6 +30,8 @@ def simulate(path, data, steps, message_bits=0, reset_interval=None, reset_offse
         data: input [W, *D], each row held for `steps` steps.
         message_bits: 0 for spikes, 8 for graded input.
         reset_interval, reset_offset: when the states are cleared, as `hdf5.Network` takes them.
+        drops: whether layers that hear themselves forget what is on its way back then. Lava clears the
+            neurons alone, so it stops before each such step, and their recurrent sums become 0.
     """
     from ends import Sink, Source
     from lava.magma.core.run_conditions import RunSteps
@@ -51,10 +53,27 @@ def simulate(path, data, steps, message_bits=0, reset_interval=None, reset_offse
             sink = Sink(shape=layer.out.shape, total=total, path=file)
             layer.out.connect(sink.a_in)
         try:
-            source.run(condition=RunSteps(num_steps=total), run_cfg=Loihi2SimCfg(select_tag="fixed_pt"))
+            config, done = Loihi2SimCfg(select_tag="fixed_pt"), 0
+            stops = clearings(network, reset_interval, reset_offset, total) if drops else {}
+            for stop in [*sorted(stops), total]:
+                source.run(condition=RunSteps(num_steps=stop - done), run_cfg=config)
+                done = stop
+                for sums in stops.get(stop, ()):
+                    sums.set(np.zeros(sums.shape))
         finally:
             source.stop()
         return [turned(np.load(file, allow_pickle=False)) for file in files]
+
+
+def clearings(network, interval, offset, total):
+    """Step after which to stop -> the recurrent sums to be cleared then, of all layers that have some."""
+    stops = {}
+    for index, layer in enumerate(network.layers):
+        if interval is not None and hasattr(layer, "synapse_rec"):
+            for step in range((offset + index) % interval, total, interval):
+                if step:
+                    stops.setdefault(step, []).append(layer.synapse_rec.a_buff)
+    return stops
 
 
 def compare(golden, sent, steps):
@@ -91,7 +110,7 @@ def main():
             else:
                 data = file["marsnn/inputs"][()]
                 golden = [file["marsnn/spikes/%d" % i][()] for i in range(len(header["names"]))]
-        keys = ("steps", "message_bits", "reset_interval", "reset_offset")
+        keys = ("steps", "message_bits", "reset_interval", "reset_offset", "drops")
         settings = {"steps": 1, **{key: header[key] for key in keys if key in header}}
         sent = simulate(options.file, data, **settings)
     except (ImportError, KeyError, OSError, TypeError, ValueError) as error:

@@ -291,30 +291,33 @@ def export(
     written = write(net, x, out, target=target.value, mode=mode.value, allow=allow or ())
     if isinstance(written, Path):
         return print_json({"file": str(written)}) if as_json else print(f"file: {written}")
+    if isinstance(written, Bundle):
+        kind, placed = "bundle", written.report("placement")
+    else:
+        kind, placed = "file", written.placement(effort=0).to_dict()
+    room = {key: placed[key] for key in ("profile", "cores_used", "fits", "refusals")}
+    told = "\n".join([f"placement: {line_of(placed)}", *placed["refusals"]])
     if isinstance(written, NetxExport):
-        layers = [asdict(report) for report in written.reports]
         if as_json:
-            return print_json({"file": str(written.path), "tokens": len(written.inputs), "layers": layers})
+            layers = [asdict(report) for report in written.reports]
+            result = {"file": str(written.path), "tokens": len(written.inputs), "layers": layers}
+            return print_json(result | {"placement": room})
         print(f"file: {written.path} ({len(written.inputs)} golden tokens, T = {net.steps})")
-        return print(f"{written.text()}\nnext:  marsnn verify {written.path}")
-    kind = "bundle" if isinstance(written, Bundle) else "file"
+        return print(f"{written.text()}\n{told}\nnext:  marsnn verify {written.path}")
     drift = written.report("drift") if isinstance(written, Bundle) else written.header["drift"]
     price = price_of(written)
-    placed = (
-        written.report("placement") if isinstance(written, Bundle) else written.placement(effort=0).to_dict()
-    )
     if as_json:
         result = {
             kind: str(written.path),
             "tokens": len(written.inputs),
             "price": price.to_dict(),
-            "placement": {key: placed[key] for key in ("profile", "cores_used", "fits", "refusals")},
+            "placement": room,
             "drift": drift,
         }
         return print_json(result)
     print(f"{kind}: {written.path} ({len(written.inputs)} golden tokens, T = {net.steps})")
     print(price.text())
-    print("\n".join([f"placed on {line_of(placed)}", *placed["refusals"]]))
+    print(told)
     print("drift of the integers from the float network (not parity), share of spike slots that differ:")
     for row in drift["layers"]:
         alone, all_before = row["teacher_forced"], row["end_to_end"]

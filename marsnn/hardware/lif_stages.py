@@ -29,8 +29,13 @@ def _stage(layer: Layer, source: str, image: tuple[int, ...]) -> Stage:
     moves = None
     if layer.kind == "conv":
         moves = Convolution(image, layer.shape, layer.stride, layer.padding, layer.dilation, layer.groups)
-    synapse = Synapse(f"{layer.name}.weight", source, "in", layer.kind, arrival, layer.weight, conv=moves)
-    return Stage(layer.name, "lif", layer.shape, (synapse,), {"in": _each(layer.bias, layer)}, _arrays(layer))
+    weight = Synapse(f"{layer.name}.weight", source, "in", layer.kind, arrival, layer.weight, conv=moves)
+    synapses = [weight]
+    if layer.recurrent is not None:
+        loop = Synapse(f"{layer.name}.recurrent", layer.name, "in", "dense", "stream", layer.recurrent)
+        synapses.append(loop)
+    bias = {"in": _each(layer.bias, layer)}
+    return Stage(layer.name, "lif", layer.shape, tuple(synapses), bias, _arrays(layer))
 
 
 def _each(numbers: Ints, layer: Layer) -> Ints:

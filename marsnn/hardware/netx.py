@@ -38,6 +38,7 @@ import marsnn
 from marsnn.checks import finite
 from marsnn.errors import ExportError, InputError, ShapeError
 from marsnn.files import PathLike
+from marsnn.hardware.chip import Chip
 from marsnn.hardware.loihi import (
     ALIGN,
     BIAS_MAX,
@@ -56,6 +57,8 @@ from marsnn.hardware.loihi import (
 )
 from marsnn.hardware.netx_file import write_model
 from marsnn.hardware.netx_graph import NetxStage, Reals, extract
+from marsnn.hardware.place import events_of, place
+from marsnn.hardware.placement import Placement
 from marsnn.hardware.quantize import input_scale
 from marsnn.network import Network
 from marsnn.simulator import simulate
@@ -121,6 +124,10 @@ class NetxExport:
     golden: LoihiRun
     input_scale: float
     reports: tuple[LayerReport, ...]
+
+    def placement(self, profile: PathLike | Chip = "loihi1", **search: Any) -> Placement:
+        """Where its neurons lie, with the events of the golden run; see `marsnn.hardware.place`."""
+        return place(self.model, profile, events_of(self.golden), **search)
 
     def text(self) -> str:
         """One line a layer, for people."""

@@ -177,6 +177,7 @@ def read_stock(path: PathLike) -> StockNet:
         float(header["input_scale"])
         units = header["units"]
         fits = [(each.name, (each.lifs,)) for each in rails] == [(x.name, x.shape) for x in model.layers]
+        fits = fits and all(x.kind == "dense" and x.recurrent is None for x in model.layers)
         assert isinstance(header["drift"]["layers"], list)
     except (AssertionError, KeyError, OverflowError, TypeError, ValueError):
         raise FileError(f"{path}: its header is damaged; export it again") from None

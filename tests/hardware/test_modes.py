@@ -599,7 +599,7 @@ def test_the_verbs(call, tmp_path):
     assert (code, lines[0]) == (0, "takes 128 LIFs and 4,480 synapses of stock Lava, zeros included")
     assert lines[1:3] == [f"file: {path} (24 golden tokens, T = 4)", price_of(path).text()]
     assert lines[-1] == f"next:  marsnn verify {path}"
-    assert lines[3] == "placed on Loihi 1, UNVERIFIED profile: 2 of 128 cores, fits"
+    assert lines[3] == "placement: Loihi 1, UNVERIFIED profile: 2 of 128 cores, fits"
     code, out, _ = call("verify", path, "--simulator", "integer")
     assert (code, out.startswith("0 mismatches of 3072 spike slots")) == (0, True)
     code, out, _ = call("export", network, "-i", x, "--mode", "count", "--out", tmp_path / "b", "--json")
@@ -619,8 +619,11 @@ def test_netx_is_a_target(call, tmp_path):
     arguments = ("export", tmp_path / "n.safetensors", "-i", tmp_path / "x.npy", "--target", "netx")
     code, out, _ = call(*arguments, "--out", tmp_path / "b.net")
     assert (code, out.splitlines()[0]) == (0, f"file: {tmp_path / 'b.net'} (24 golden tokens, T = 4)")
+    assert out.splitlines()[-2] == "placement: Loihi 1, UNVERIFIED profile: 1 of 128 cores, fits"
     code, out, _ = call(*arguments, "--out", tmp_path / "b.net", "--json")
     assert (code, json.loads(out)["layers"][0]["name"]) == (0, "lif1")
+    room = {"profile": "Loihi 1", "cores_used": 1, "fits": True, "refusals": []}
+    assert json.loads(out)["placement"] == room
     code, out, _ = call("verify", tmp_path / "b.net", "--simulator", "integer", "--json")
     assert (code, json.loads(out)["ok"]) == (0, True)
 

@@ -399,6 +399,9 @@ def test_stock_lifs_lie_as_stages_of_the_same_sizes():
     ours, theirs = (place(each, chip, traffic, effort=0).to_dict() for each in (graph, model))
     assert theirs["cores_used"] >= 6
     assert theirs == ours
+    back = replace(model, layers=(layers[0], replace(layers[1], recurrent=np.ones((10, 10), dtype=np.int64))))
+    fc = place(back, chip, traffic, effort=0).cuts[1].use
+    assert (fc.input_axons, fc.synapse_bytes, fc.output_axons) == (250, 2500, 10)
     run = model.run(rng.integers(-127, 128, (3, 2, 11, 12)))
     assert events_of(run)["conv"].shape == (240,)
     assert events_of(run)["conv"].sum() == pytest.approx(np.count_nonzero(run.spikes["conv"]) / 3)

@@ -114,7 +114,7 @@ def test_flash_linear_attention_is_believed():
     assert flash._AGREEMENT[torch.bfloat16, tensors[0].device]
 
 
-@pytest.mark.parametrize("layer", [S4D(8, 8), SSD(8, head_dim=4, state_size=4)])
+@pytest.mark.parametrize("layer", [S4D(8, 8), S4D(4, 8, gate=True), SSD(8, head_dim=4, state_size=4)])
 def test_state_space_layers_are_those_of_the_cpu(layer):
     layer, x = layer.double(), torch.randn(90, 2, 8, dtype=torch.float64)
     here, _ = layer(x)

@@ -25,6 +25,10 @@ def s4d_pipeline(neuron):
     return [nn.Linear(D, H), S4D(H, 8), neuron(), nn.Linear(H, H), neuron(), nn.Linear(H, 3)]
 
 
+def gated_pipeline(neuron):
+    return [nn.Linear(D, 2 * H), S4D(H, 8, gate=True), neuron(), nn.Linear(H, 3)]
+
+
 def ssd_pipeline(neuron):
     return [nn.Linear(D, H), SSD(H, head_dim=4, state_size=4), neuron(), nn.Linear(H, 3)]
 
@@ -41,7 +45,9 @@ NEURONS = {
     "LIF": lambda features=H: LIF(features, steps=T, threshold=0.5),
     "LIF over tokens": lambda features=H: LIF(features, steps=T, threshold=0.5, carry="sequence"),
 }
-PIPELINES = {"s4d": s4d_pipeline, "ssd": ssd_pipeline, "projections": spiking_projections}
+PIPELINES = {
+    "s4d": s4d_pipeline, "s4d gate": gated_pipeline, "ssd": ssd_pipeline, "projections": spiking_projections,
+}  # fmt: skip
 
 
 def made(pipeline, neuron, dtype=torch.float64, **more):
@@ -236,6 +242,20 @@ def test_operations_of_one_token_by_hand():
     assert row.mul == 2 * states + core.channels
     # sums of state, taps' bias, decay's bias, and the token is counted
     assert row.add == states + core.channels + 2 + 1
+
+
+def test_operations_of_the_gate_of_s4d_by_hand():
+    """Beside the layer's own: z + bias, and the product with y, once a feature and token."""
+
+    def row(**settings):
+        layer = S4D(H, 8, **settings).double()
+        return count(Network([layer]), noise(5, 2, layer.inputs)).layers["s4d1"]
+
+    plain, gated = row(), row(gate=True)
+    tokens = 5 * 2 * H
+    assert plain.mul > 0
+    assert gated.mul == plain.mul + tokens
+    assert gated.add == plain.add + tokens
 
 
 def test_export_refuses_an_ssm_by_name(tmp_path):

@@ -177,13 +177,20 @@ class _Draw:
         return Network(layers), self.inputs(inputs)
 
     def s4d(self) -> Drawn:
-        """A diagonal state space layer before neurons."""
+        """A diagonal state space layer before neurons, sometimes with a gate."""
         size = self.size()
-        layers = [
-            nn.Linear(size, size), self.atmn(size), nn.Linear(size, size),
-            S4D(size, 2 * int(self.rng.integers(1, 9))), self.atmn(size), nn.Linear(size, 4),
-        ]  # fmt: skip
-        return Network(layers[0 if self.rng.random() < 0.6 else 2 :]), self.inputs(size)
+        layers = [nn.Linear(size, size), self.atmn(size), nn.Linear(size, size)]
+        plain = S4D(size, 2 * int(self.rng.integers(1, 9)))
+        layers += [plain, self.atmn(size), nn.Linear(size, 4)]
+        kept = layers[0 if self.rng.random() < 0.6 else 2 :]
+        x = self.inputs(size)
+        if self.rng.random() < 0.5:  # drawn last, so that it changes no other choice
+            gated = S4D(size, plain.state_size, gate=True)
+            assert gated.gate_bias is not None
+            nn.init.normal_(gated.gate_bias)
+            at = kept.index(plain)
+            kept[at - 1 : at + 1] = [nn.Linear(size, gated.inputs), gated]
+        return Network(kept), x
 
     def ssd(self) -> Drawn:
         """A selective state space layer with its gate, and neurons behind it."""

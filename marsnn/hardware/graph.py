@@ -282,36 +282,31 @@ class _Reader:
         return self.add(name, "norm", shape, {"in": signal}, of)
 
     def s4d(self, name: str, layer: S4D, signal: Signal) -> Signal | None:
-        if signal.shape != (layer.features,):
-            self.refuse(name, f"expected an input [{layer.features}], got {list(signal.shape)}")
+        """The layer as one stage; its gate, where it has one, as another one behind it."""
+        bias, gate, values = layer.gate_bias, None, signal
+        if bias is not None:
+            found = self.parted(name, signal, dict(zip(("gate", "values"), layer.widths, strict=True)))
+            if found is None:
+                return None
+            gate, values = found
+        elif signal.shape != (layer.inputs,):
+            self.refuse(name, f"expected an input [{layer.inputs}], got {list(signal.shape)}")
             return None
         with torch.no_grad():
             decay, b, c = (each.to(torch.complex128).numpy() for each in layer.discrete())
         of = {"decay": decay, "out": 2 * b * c, "skip": _real(layer.skip)}
-        return self.add(name, "s4d", signal.shape, {"in": signal}, of)
+        made = self.add(name, "s4d", values.shape, {"in": values}, of)
+        return made if bias is None or gate is None else self.behind(name, made, gate, bias)
 
     def ssd(self, name: str, layer: SSDCore, signal: Signal) -> Signal | None:
         """The core as one stage, its gate as another one behind it."""
-        if signal.shape != (layer.inputs,) or not all(isinstance(t.map, Dense) for t in signal.terms):
-            self.refuse(name, f"wants a Linear to {layer.inputs} features before it, for its several inputs")
-            return None
         keys = layer.groups * layer.state_size
         widths = (layer.widths[0], layer.outputs, keys, keys, layer.heads)
-        ends = np.cumsum((0, *widths))
-        gate, values, key, query, forgetting = (
-            Signal(
-                f"{signal.name}.{part}",
-                tuple(
-                    replace(term, map=term.map.rows(begin, end), name=f"{term.name}.{part}")  # type: ignore[union-attr]
-                    for term in signal.terms
-                ),
-                signal.bias[begin:end],
-                (int(end - begin),),
-            )
-            for part, (begin, end) in zip(
-                ("gate", "values", "keys", "queries", "forgetting"), pairwise(ends), strict=True
-            )
-        )
+        parts = ("gate", "values", "keys", "queries", "forgetting")
+        found = self.parted(name, signal, dict(zip(parts, widths, strict=True)))
+        if found is None:
+            return None
+        gate, values, key, query, forgetting = found
         with torch.no_grad():
             of = {
                 "taps": _real(layer.conv_weight), "tap_bias": _real(layer.conv_bias),
@@ -322,12 +317,32 @@ class _Reader:
             }  # fmt: skip
         ports = {"values": values, "keys": key, "queries": query, "forgetting": forgetting}
         made = self.add(name, "ssd", (layer.outputs,), ports, of)
-        if layer.gate_bias is None:
-            return made
-        argument = replace(gate, bias=gate.bias + _real(layer.gate_bias))
-        ports = {"argument": argument, "factor": made}
+        return made if layer.gate_bias is None else self.behind(name, made, gate, layer.gate_bias)
+
+    def parted(self, name: str, signal: Signal, widths: Mapping[str, int]) -> list[Signal] | None:
+        """The parts of a signal, side by side in it, for a layer of several inputs; None where refused."""
+        ends = [int(each) for each in np.cumsum((0, *widths.values()))]
+        if signal.shape != (ends[-1],) or not all(isinstance(t.map, Dense) for t in signal.terms):
+            self.refuse(name, f"wants a Linear to {ends[-1]} features before it, for its several inputs")
+            return None
+        return [
+            Signal(
+                f"{signal.name}.{part}",
+                tuple(
+                    replace(term, map=term.map.rows(begin, end), name=f"{term.name}.{part}")  # type: ignore[union-attr]
+                    for term in signal.terms
+                ),
+                signal.bias[begin:end],
+                (end - begin,),
+            )
+            for part, (begin, end) in zip(widths, pairwise(ends), strict=True)
+        ]
+
+    def behind(self, name: str, made: Signal, gate: Signal, bias: torch.Tensor) -> Signal:
+        """The gate of a state space layer: silu(gate + bias) times what the layer sends."""
+        argument = replace(gate, bias=gate.bias + _real(bias))
         of = {"activation": "silu", "level": 0.0}
-        return self.add(f"{name}.gate", "gate", (layer.outputs,), ports, of)
+        return self.add(f"{name}.gate", "gate", made.shape, {"argument": argument, "factor": made}, of)
 
     # ---- stages -----------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from marsnn.network import Network
 from marsnn.neurons import ATMN, LIF, TMN, Neuron
 from marsnn.refine.model import MarForCausalLM, MarMixer, MarMLP, layers_of
 from marsnn.spiking import SpikingInput, weight_of
-from marsnn.ssm import SSDCore
+from marsnn.ssm import S4D, SSDCore
 
 EXACT = (ATMN, TMN, LIF)
 """Neurons whose code is the same in a `Network` as at a site."""
@@ -71,18 +71,19 @@ def block_network(model: MarForCausalLM, layer: int) -> Network:
         ffn_norm -> ffn_in -> gated -> ffn_out -> down_proj -> + both
 
     Equal to `model.model.layers[layer]` within rounding. `in_proj` is all of the mixer's input projections
-    side by side; keys and values that heads share are repeated in it.
+    side by side; keys and values that heads share are repeated in it. The gate of an "s4d" mixer is that of
+    the `S4D` here.
 
     Args:
         model: with spikes at all four sites; dense, or sparse by "threshold" or "mask".
-        layer: one whose attention has become an "ssd" mixer.
+        layer: one whose attention has become a state space layer.
 
     Raises:
-        InputError: no such layer; no state space layer there, or of another kind; spikes that are missing or
-            have no exact form as a Network.
+        InputError: no such layer; no state space layer there; spikes that are missing or have no exact form
+            as a Network.
 
     Example:
-        `block_network(model, 3)["core"]` is an `SSDCore`.
+        `block_network(model, 3)["core"]` is an `SSDCore`, or an `S4D` by the model's mixer.
     """  # fmt: skip
     mlp = _mlp(model, layer)
     block, where = layers_of(model)[layer], f"layer {layer}"
@@ -92,8 +93,6 @@ def block_network(model: MarForCausalLM, layer: int) -> Network:
             f"{where} is attention, which no chip runs token by token; state space layers are "
             f"{', '.join(map(str, model.config.ssm_layers)) or 'none'}"
         )
-    if not isinstance(mixer.core, SSDCore):
-        raise InputError(f"{where} has an {model.config.mixer!r} mixer, whose gate is no layer of a Network")
     sites = {
         site: _neuron(where, site, getattr(owner, site))
         for owner, names in ((mixer, ("mixer_in", "mixer_out")), (mlp, ("ffn_in", "ffn_out")))
@@ -108,7 +107,7 @@ def block_network(model: MarForCausalLM, layer: int) -> Network:
         "input_norm": _norm(block.input_layernorm),
         "mixer_in": sites["mixer_in"],
         "in_proj": _in_proj(mixer),
-        "core": deepcopy(mixer.core),
+        "core": _core(mixer),
         "mixer_out": sites["mixer_out"],
         "o_proj": _linear(mixer.o_proj),
         "ffn_norm": _norm(block.post_attention_layernorm),
@@ -145,10 +144,22 @@ def _seen(model: MarForCausalLM, module: nn.Module, tokens: Tensor) -> Tensor:
     return x.detach().transpose(0, 1).contiguous()
 
 
+def _core(mixer: MarMixer) -> SSDCore | S4D:
+    """A copy of a mixer's state space layer, with its gate in it."""
+    core = mixer.core
+    if isinstance(core, SSDCore) or mixer.gate_bias is None:
+        return deepcopy(core)
+    made = S4D(**{**core.constructor(), "gate": True}).to(core.skip)
+    made.load_state_dict({**core.state_dict(), "gate_bias": mixer.gate_bias.detach()})
+    return made
+
+
 def _in_proj(mixer: MarMixer) -> nn.Linear:
-    """Gate, values, keys, queries and forgetting as one map, in the order that an `SSDCore` takes them."""
+    """Gate, values, keys, queries and forgetting, or gate and values, as one map: as the core takes them."""
     parts = [] if mixer.z_proj is None else [(mixer.z_proj, False)]
-    parts += [(mixer.v_proj, True), (mixer.k_proj, True), (mixer.q_proj, False), (mixer.a_proj, False)]
+    parts += [(mixer.v_proj, True)]
+    if isinstance(mixer.core, SSDCore):
+        parts += [(mixer.k_proj, True), (mixer.q_proj, False), (mixer.a_proj, False)]
     weights: list[Tensor] = []
     biases: list[Tensor] = []
     for part, shared in parts:

@@ -4,7 +4,8 @@
     y(t)  = 2 Re(C h(t)) + D x(t)
 
 discretised with a step dt of each feature's own. In training the response to one sample, the kernel, is laid
-out over all L and applied by FFT; in streaming the recurrence takes one token at a time.
+out over all L and applied by FFT; in streaming the recurrence takes one token at a time. With a gate, what
+comes out is y * silu(z + gate bias), as in `SSDCore`.
 
 Source: Gu, Gupta, Goel, Re 2022, On the Parameterization and Initialization of Diagonal State Space Models,
 arXiv 2206.11893. Of each conjugate pair of modes one is kept, as there. Differs in: no activation or mixing
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from marsnn.checks import count, positive
 from marsnn.errors import InputError
 from marsnn.ssm.base import SequenceLayer
+from marsnn.ssm.gate import gated
 from marsnn.ssm.reference import computed_in, s4d_step
 
 Init = Literal["legs", "lin", "inv"]
@@ -40,16 +42,19 @@ class S4DState(NamedTuple):
 
 
 class S4D(SequenceLayer):
-    """Diagonal state space model: x [L, B, D] to y [L, B, D], features apart.
+    """Diagonal state space model: x [L, B, inputs] to y [L, B, D], features apart.
+
+    The inputs are the D features; with a gate, side by side, the gate z (D) and the features (D).
 
     Args:
-        features: D.
+        features: D, as many as come out.
         state_size: N, modes of a feature, conjugates counted; even.
         init: A at the start. "lin": -1/2 + i pi n, a Fourier basis; "inv": -1/2 + i N/pi (N/(2n+1) - 1);
             "legs": the eigenvalues of HiPPO-LegS's normal part, with its B.
         discretization: "zoh", exact for inputs that are held between samples, or "bilinear".
         dt_min: step sizes dt start log-uniform between this
         dt_max: and this; a feature remembers some 1 / dt samples.
+        gate: whether silu(z + bias) multiplies the output; without it there is no z.
 
     State: `S4DState`. Units: dt in the time of A, one sample apart.
 
@@ -76,9 +81,12 @@ class S4D(SequenceLayer):
         discretization: Discretization = "zoh",
         dt_min: float = 1e-3,
         dt_max: float = 1e-1,
+        gate: bool = False,
     ) -> None:
         super().__init__()
-        self.features = self.outputs = count("features", features)
+        self.outputs = count("features", features)
+        self.widths = (self.outputs if gate else 0, self.outputs)
+        self.features = self.inputs = sum(self.widths)
         self.state_size = count("state_size", state_size)
         if self.state_size % 2:
             raise InputError(f"state_size must be even, conjugate pairs are kept; got {state_size}")
@@ -93,13 +101,14 @@ class S4D(SequenceLayer):
         self.init, self.discretization = init, discretization
         self.dt_min, self.dt_max = float(dt_min), float(dt_max)
         a, b = INITS[init](self.state_size)
-        D, half = self.features, self.state_size // 2
+        D, half = self.outputs, self.state_size // 2
         span = math.log(dt_max) - math.log(dt_min)
         self.log_dt = nn.Parameter(math.log(dt_min) + span * torch.rand(D))
         self.log_fading = nn.Parameter((-a.real).log().float().expand(D, half).clone())
         self.frequency = nn.Parameter(a.imag.float().expand(D, half).clone())
         self.c = nn.Parameter(torch.randn(D, half, 2) * math.sqrt(0.5))
         self.skip = nn.Parameter(torch.randn(D))
+        self.gate_bias = nn.Parameter(torch.zeros(D)) if gate else None
         self.register_buffer("b", torch.view_as_real(b).float())
         self._kept = Kept()
 
@@ -144,7 +153,7 @@ class S4D(SequenceLayer):
     # ---- running it -------------------------------------------------------------------------------------
 
     def state_shapes(self, batch: int) -> tuple[tuple[int, ...], ...]:
-        return ((batch, self.features, self.state_size // 2, 2),)
+        return ((batch, self.outputs, self.state_size // 2, 2),)
 
     def forward(
         self, x: Tensor, state: S4DState | None = None, final_state: bool = True
@@ -152,7 +161,7 @@ class S4D(SequenceLayer):
         """All tokens by FFT; one token by the recurrence.
 
         Args:
-            x: [L, B, D].
+            x: [L, B, inputs].
             state: of an earlier call, None for rest.
             final_state: False saves the work of the final state, and returns None for it.
         """
@@ -162,7 +171,8 @@ class S4D(SequenceLayer):
             y, state = self._step(x[0], state)
             return y.unsqueeze(0), state
         L, wide = len(x), computed_in(x.dtype)
-        u = x.to(wide)
+        z, u = x.split(self.widths, -1)
+        u = u.to(wide)
         y = convolved(u, self.kernel(L)) + self.skip.to(wide) * u
         after = None
         if final_state or not fresh:
@@ -177,7 +187,8 @@ class S4D(SequenceLayer):
                 y = y + echo.permute(1, 3, 2, 0).flatten(0, 1)[:L]  # [L, B, D]
             if final_state:
                 after = self._after(u, modes, decay, b, near, far)
-        return y.to(x.dtype), after
+        y = y.to(x.dtype)
+        return y if self.gate_bias is None else gated(y, z, self.gate_bias), after
 
     def _after(
         self, u: Tensor, modes: Tensor, decay: Tensor, b: Tensor, near: Tensor, far: Tensor
@@ -199,14 +210,19 @@ class S4D(SequenceLayer):
 
     def _step(self, x: Tensor, state: S4DState) -> tuple[Tensor, S4DState]:
         wide = computed_in(x.dtype)
+        z, u = x.split(self.widths, -1)
         y, modes = s4d_step(
-            x.to(wide), *self.discrete(), self.skip.to(wide), torch.view_as_complex(state.modes)
+            u.to(wide), *self.discrete(), self.skip.to(wide), torch.view_as_complex(state.modes)
         )
-        return y.to(x.dtype), S4DState(torch.view_as_real(modes))
+        y = y.to(x.dtype)
+        if self.gate_bias is not None:
+            y = gated(y.unsqueeze(0), z.unsqueeze(0), self.gate_bias).squeeze(0)
+        return y, S4DState(torch.view_as_real(modes))
 
     def constructor(self) -> dict[str, Any]:
-        names = ("features", "state_size", "init", "discretization", "dt_min", "dt_max")
-        return {name: getattr(self, name) for name in names}
+        names = ("state_size", "init", "discretization", "dt_min", "dt_max")
+        settings = {name: getattr(self, name) for name in names}
+        return {"features": self.outputs, **settings, "gate": self.gate_bias is not None}
 
 
 class Kept:

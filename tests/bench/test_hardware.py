@@ -16,6 +16,7 @@ from marsnn.errors import InputError, LavaError, MarsnnError
 from marsnn.hardware import fast
 from marsnn.hardware.graph import extract
 from marsnn.hardware.stages import KINDS
+from marsnn.ssm import S4D, SSDCore
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "benchmarks" / "hardware.json"
@@ -36,6 +37,14 @@ def test_families_have_every_kind_of_stage_and_synapse_that_a_network_becomes():
     assert arrivals == {
         "value", "sum", "horner", "power", "held", "stream", "stream_down", "stream_up",
     }  # fmt: skip
+
+
+def test_state_space_layers_are_drawn_with_and_without_a_gate():
+    for family in ("s4d", "ssd"):
+        layers = [layer for seed in range(12) for layer in random_nets.draw(family, seed)[0].layers.values()]
+        biases = [layer.gate_bias for layer in layers if isinstance(layer, S4D | SSDCore)]
+        assert len(biases) == 12
+        assert 3 <= sum(bias is None for bias in biases) <= 9
 
 
 @pytest.mark.parametrize("family", random_nets.FAMILIES)

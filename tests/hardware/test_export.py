@@ -156,6 +156,11 @@ REFUSED = {
         (core().inputs,),
         "core: wants a Linear to ",
     ),
+    "S4D with a gate without a Linear": (
+        {"a": ATMN(8), "s4d": S4D(4, state_size=4, gate=True), "b": ATMN(4)},
+        (8,),
+        "s4d: wants a Linear to 8 features before it, for its several inputs",
+    ),
     "another class of gate": (
         {"a": ATMN(6), "other": type("Other", (GatedLinear,), {})(6, 4), "b": ATMN(4)},
         (6,),

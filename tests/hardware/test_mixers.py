@@ -84,9 +84,12 @@ def test_ssd_follows_the_floats_step_token_by_token(name, tmp_path):
 @pytest.mark.parametrize(
     "settings", [{}, {"init": "inv"}, {"discretization": "bilinear"}, {"dt_min": 0.3, "dt_max": 1.0}]
 )
-def test_s4d_follows_the_floats_step_token_by_token(settings, tmp_path):
-    layer = S4D(8, state_size=16, **settings)
-    net = Network({"fc": nn.Linear(6, 8), "s4d": layer, "b": ATMN(8)}).double()
+@pytest.mark.parametrize("gate", [False, True])
+def test_s4d_follows_the_floats_step_token_by_token(settings, gate, tmp_path):
+    layer = S4D(8, state_size=16, gate=gate, **settings)
+    if layer.gate_bias is not None:
+        nn.init.normal_(layer.gate_bias)
+    net = Network({"fc": nn.Linear(6, layer.inputs), "s4d": layer, "b": ATMN(8)}).double()
     x = randn(200, 2, 6).double()
     bundle = export(net, x, tmp_path / "bundle")
     inputs = torch.tensor(np.moveaxis(bundle.inputs.reshape(2, 200, 6) * bundle.input_scale, 0, 1))
@@ -94,10 +97,37 @@ def test_s4d_follows_the_floats_step_token_by_token(settings, tmp_path):
     for token in inputs:
         y, state = layer.step(net["fc"](token), state)
         exact.append(y)
-    error = relative(values(bundle, "s4d", (200, 2, 8)), torch.stack(exact))
+    kinds = [stage.kind for stage in bundle.graph.stages]
+    assert kinds == (["s4d", "gate", "atmn"] if gate else ["s4d", "atmn"])
+    name = "s4d.gate" if gate else "s4d"
+    error = relative(values(bundle, name, (200, 2, 8)), torch.stack(exact))
     assert error.max() < 0.05
     assert error[-50:].mean() < 2 * error[:50].mean() + 0.005
     assert bundle.golden.saturations["s4d"] == 0
+    assert verify(bundle.path, simulator="integer").ok
+
+
+def test_two_senders_meet_both_inputs_of_a_gated_s4d(tmp_path):
+    """The rows of the Linear before it are split for each of them, its bias between the two inputs."""
+    torch.manual_seed(0)
+    layer = S4D(6, state_size=8, dt_max=0.5, gate=True)
+    nn.init.normal_(layer.gate_bias)
+    layers = {
+        "a": ATMN(8, steps=8), "up": nn.Linear(8, 8), "b": ATMN(8, steps=8, threshold=0.3),
+        "fc": nn.Linear(8, layer.inputs), "s4d": layer, "c": ATMN(6, steps=8),
+    }  # fmt: skip
+    net, x = Network(layers, skips={"fc": "a"}).double(), randn(60, 2, 8).double()
+    bundle = export(net, x, tmp_path / "bundle")
+    ports = {
+        (stage.name, synapse.port): synapse.name
+        for stage in bundle.graph.stages[2:4]
+        for synapse in stage.synapses
+        if synapse.source == "b"
+    }
+    assert ports == {("s4d", "in"): "fc.values", ("s4d.gate", "argument"): "fc.gate"}
+    spikes = sum(decoded(bundle, name).reshape(2, 60, 8) for name in ("a", "b"))
+    exact, _ = layer(net["fc"](torch.tensor(np.moveaxis(spikes, 0, 1))))
+    assert relative(values(bundle, "s4d.gate", (60, 2, 6)), exact).max() < 0.05
     assert verify(bundle.path, simulator="integer").ok
 
 

@@ -11,11 +11,18 @@ from marsnn.refine import add_spikes, block_inputs, block_network, convert, spar
 from tests.refine.models import some_tokens, teacher
 
 KINDS = ("llama", "llama biases, head of 8, tied")
+MIXERS = {
+    "ssd": {"mixer": "ssd"},
+    "s4d": {"mixer": "s4d"},
+    "s4d without gate": {
+        "mixer": "s4d", "mixer_settings": {"gate": False, "state_size": 8, "init": "inv", "dt_min": 0.01},
+    },
+}  # fmt: skip
 
 
-def refined(kind="llama", mode=None, steps=5, double=True, **spikes):
+def refined(kind="llama", mode=None, steps=5, double=True, mixer="ssd", **spikes):
     torch.manual_seed(0)
-    model = convert(teacher(kind), [1])
+    model = convert(teacher(kind), [1], **MIXERS[mixer])
     model = model.double() if double else model
     with torch.no_grad():  # gates, decays and norms that do something
         for name, parameter in model.model.layers[1].named_parameters():
@@ -32,8 +39,9 @@ def refined(kind="llama", mode=None, steps=5, double=True, **spikes):
 @pytest.mark.parametrize("neuron", ["ATMN", "LIF"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", [None, "threshold", "mask"])
-def test_equals_the_models_own(kind, mode, neuron):
-    model, tokens = refined(kind, mode, neuron=neuron), some_tokens(seed=1)
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_equals_the_models_own(kind, mode, neuron, mixer):
+    model, tokens = refined(kind, mode, neuron=neuron, mixer=mixer), some_tokens(seed=1)
     seen = []
     layer = model.model.layers[1]
     layer.register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
@@ -45,10 +53,12 @@ def test_equals_the_models_own(kind, mode, neuron):
     torch.testing.assert_close(block_network(model, 1)(x), expected, rtol=0, atol=1e-12)
 
 
-def test_every_part_moves_the_result():
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_part_moves_the_result(mixer):
     """A network that left out a part would be noticed: each of them changes what comes out."""
-    model, tokens = refined(mode="threshold"), some_tokens(seed=1)
+    model, tokens = refined(mode="threshold", mixer=mixer), some_tokens(seed=1)
     network, x = block_network(model, 1), block_inputs(model, 1, tokens)
+    assert any(name.endswith("gate_bias") for name in network.state_dict()) == (mixer != "s4d without gate")
     before = network(x)
     for name, parameter in network.named_parameters():
         kept = parameter.detach().clone()
@@ -67,18 +77,33 @@ def test_refusals_say_what_to_do():
     plain = convert(teacher("llama"), [1])
     with pytest.raises(InputError, match=r"no spikes at 'mixer_in'"):
         block_network(plain, 1)
-    other = convert(teacher("llama"), [1], mixer="s4d")
-    add_spikes(other, some_tokens(), steps=4)
-    with pytest.raises(InputError, match="'s4d' mixer"):
-        block_network(other, 1)
 
 
-def test_integers_stay_near_the_floats(tmp_path):
-    model, tokens = refined(mode="threshold", steps=6, double=False), some_tokens(seed=1)
+@pytest.mark.parametrize("mixer", ["s4d", "s4d without gate"])
+def test_the_model_is_left_as_it_is(mixer):
+    """Its weights and their names, and nothing is shared: what changes the Network changes no model."""
+    model, tokens = refined(mixer=mixer), some_tokens(seed=1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    own = {name for name in before if name.startswith("model.layers.1.self_attn.")}
+    assert ("model.layers.1.self_attn.gate_bias" in own) == (mixer == "s4d")
+    assert "model.layers.1.self_attn.core.gate_bias" not in own
+    network, x = block_network(model, 1), block_inputs(model, 1, tokens)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert torch.equal(block_inputs(model, 1, tokens), x)
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_integers_stay_near_the_floats(mixer, tmp_path):
+    model, tokens = refined(mode="threshold", steps=6, double=False, mixer=mixer), some_tokens(seed=1)
     network, x = block_network(model, 1), block_inputs(model, 1, tokens)
     bundle = export(network, x, tmp_path / "bundle")
     kinds = {stage.kind for stage in bundle.graph.stages}
-    assert kinds == {"norm", "atmn", "ssd", "gate", "sum"}
+    assert kinds == {"norm", "atmn", mixer[:3], "gate", "sum"}
     drift = bundle.report("drift")
     assert [row["name"] for row in drift["layers"]] == ["mixer_in", "mixer_out", "ffn_in", "ffn_out"]
     assert all(row["teacher_forced"] < 0.05 for row in drift["layers"])
@@ -90,14 +115,20 @@ def test_integers_stay_near_the_floats(tmp_path):
     assert sum(bundle.golden.saturations.values()) == 0 or "harmless" in str(bundle.report("certificate"))
     # one process for each projection, state space layer, norm, gate and neuron: no stage is a block
     names = {synapse.name for stage in bundle.graph.stages for synapse in stage.synapses}
-    parts = {"gate", "values", "keys", "queries", "forgetting"}
-    assert {f"in_proj.{part}" for part in parts} | {"o_proj", "gated.gate", "gated.up", "down_proj"} <= names
+    inside = {
+        "ssd": {f"in_proj.{part}" for part in ("gate", "values", "keys", "queries", "forgetting")},
+        "s4d": {"in_proj.gate", "in_proj.values"},
+        "s4d without gate": {"in_proj"},
+    }[mixer]
+    assert {name for name in names if name.startswith("in_proj")} == inside
+    assert {"o_proj", "gated.gate", "gated.up", "down_proj"} <= names
 
 
 @pytest.mark.lava
 @pytest.mark.xdist_group("lava")
-def test_a_block_in_lava(lava_python, tmp_path):
-    model, tokens = refined(KINDS[1], "threshold", double=False), some_tokens(seed=1)
+@pytest.mark.parametrize("mixer", ["ssd", "s4d"])
+def test_a_block_in_lava(mixer, lava_python, tmp_path):
+    model, tokens = refined(KINDS[1], "threshold", double=False, mixer=mixer), some_tokens(seed=1)
     bundle = export(block_network(model, 1), block_inputs(model, 1, tokens), tmp_path / "bundle")
     verification = verify(bundle.path)
     assert verification.ok, verification.text()

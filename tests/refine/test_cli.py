@@ -6,6 +6,8 @@ import json
 import pytest
 import torch
 
+from marsnn.hardware import load
+from marsnn.refine import add_spikes, convert
 from marsnn.refine.estimate import estimate, load_shape
 from tests.refine import folders
 
@@ -238,6 +240,23 @@ def test_a_layer_is_exported_and_its_bundle_verifies(call, refined, source, text
         code, _, err = call("export", folder, "--layer", layer, *arguments)
         assert code == 2
         assert said in err
+
+
+@pytest.mark.parametrize("settings", [{}, {"gate": False}])
+def test_a_layer_with_an_s4d_mixer_is_exported_from_its_folder(call, text, tmp_path, settings):
+    made = convert(folders.model(), [2], mixer="s4d", mixer_settings=settings)
+    add_spikes(made, folders.tokenizer()(folders.TEXT[:200], return_tensors="pt").input_ids, steps=4)
+    folder, out = tmp_path / "refined", tmp_path / "bundle"
+    made.save_pretrained(folder)
+    folders.tokenizer().save_pretrained(folder)
+    code, _, err = call("export", folder, "--layer", 2, "-i", text, "--samples", 12, "--out", out)
+    assert code == 0, err
+    stages = {stage.name: stage.kind for stage in load(out).graph.stages}
+    assert stages["core"] == "s4d"
+    assert stages.get("core.gate") == (None if settings else "gate")
+    code, told, _ = call("verify", out, "--simulator", "integer")
+    assert code == 0
+    assert "0 mismatches of" in told
 
 
 def test_generate_samples_by_its_seed(call, refined):

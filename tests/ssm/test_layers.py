@@ -24,10 +24,19 @@ from tests.helpers import same
 needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="needs a C++ compiler")
 
 D, B = 6, 3
+
+
+def gate_that_leans(layer):
+    with torch.no_grad():
+        layer.gate_bias.normal_()
+    return layer
+
+
 LAYERS = {
     "s4d": lambda **more: S4D(D, 8, **more),
     "s4d legs bilinear": lambda **more: S4D(D, 8, init="legs", discretization="bilinear", **more),
     "s4d inv": lambda **more: S4D(D, 16, init="inv", dt_min=0.01, dt_max=0.5, **more),
+    "s4d gate": lambda **more: gate_that_leans(S4D(D // 2, 8, gate=True, dt_max=0.5, **more)),
     "ssd": lambda **more: SSD(D, head_dim=4, state_size=5, **more),
     "ssd groups silu": lambda **more: SSD(
         D, heads=4, head_dim=3, state_size=4, groups=2, activation="silu", bias=True, **more
@@ -253,9 +262,13 @@ def test_settings_that_can_not_be_are_refused(build, says):
 @s4ds
 def test_s4d_is_the_loop(name):
     layer, x = made(name), noise(100, B, D)
-    modes = noise(B, D, layer.state_size // 2, 2)
+    modes = noise(B, layer.outputs, layer.state_size // 2, 2)
     y, state = layer(x, S4DState(modes))
-    wanted, last = s4d_loop(x, *layer.discrete(), layer.skip, torch.view_as_complex(modes))
+    values = x[..., -layer.outputs :]
+    wanted, last = s4d_loop(values, *layer.discrete(), layer.skip, torch.view_as_complex(modes))
+    if layer.gate_bias is not None:
+        argument = x[..., : layer.outputs] + layer.gate_bias
+        wanted = wanted * argument * torch.sigmoid(argument)
     assert gap(y, wanted) < 1e-11
     assert gap(state.modes, torch.view_as_real(last)) < 1e-11
 
@@ -300,6 +313,38 @@ def test_inv_and_lin_by_hand():
     assert torch.allclose(lin.frequency[0], math.pi * torch.arange(3.0))
     inv = S4D(1, 6, init="inv")
     assert torch.allclose(inv.frequency[0], 6 / math.pi * (6 / (2 * torch.arange(3.0) + 1) - 1))
+
+
+def test_a_gate_is_behind_the_layer_that_has_none():
+    """Its other weights, their order and their names are those of a layer without one."""
+    layer, x = made("s4d gate"), noise(70, B, D)
+    settings = layer.constructor()
+    assert settings.pop("gate") is True
+    assert settings["features"] == layer.outputs == D // 2
+    assert layer.inputs == layer.features == D
+    plain = S4D(**settings).double()
+    assert (plain.inputs, plain.features, plain.gate_bias) == (D // 2, D // 2, None)
+    weights = layer.state_dict()
+    bias = weights.pop("gate_bias")
+    assert list(weights) == list(plain.state_dict())
+    plain.load_state_dict(weights)
+    z, values = x.chunk(2, -1)
+    wanted, last = plain(values)
+    y, state = layer(x)
+    assert gap(y, wanted * F.silu(z + bias)) < 1e-12
+    assert same(state.modes, last.modes)
+    assert layer(x, final_state=False)[1] is None
+
+
+@needs_compiler
+def test_the_gate_of_s4d_runs_in_its_kernel(monkeypatch):
+    from marsnn.ssm import gate
+
+    calls, kernel = [], gate._Gate.apply
+    monkeypatch.setattr(gate._Gate, "apply", lambda *given: calls.append(given[0].shape) or kernel(*given))
+    layer, x = made("s4d gate"), noise(70, B, D)
+    layer.step(x[0], layer(x)[1])
+    assert calls == [(70, B, D // 2), (1, B, D // 2)]
 
 
 def test_the_kernel_is_kept_until_weights_change():

@@ -171,8 +171,8 @@ class S4D(SequenceLayer):
             y, state = self._step(x[0], state)
             return y.unsqueeze(0), state
         L, wide = len(x), computed_in(x.dtype)
-        z, u = x.split(self.widths, -1)
-        u = u.to(wide)
+        z, values = self._parted(x)
+        u = values.to(wide)
         y = convolved(u, self.kernel(L)) + self.skip.to(wide) * u
         after = None
         if final_state or not fresh:
@@ -189,6 +189,13 @@ class S4D(SequenceLayer):
                 after = self._after(u, modes, decay, b, near, far)
         y = y.to(x.dtype)
         return y if self.gate_bias is None else gated(y, z, self.gate_bias), after
+
+    def _parted(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Gate and features; without a gate, x is what the features are, whole."""
+        if self.gate_bias is None:
+            return x[..., :0], x
+        z, values = x.split(self.widths, -1)
+        return z, values
 
     def _after(
         self, u: Tensor, modes: Tensor, decay: Tensor, b: Tensor, near: Tensor, far: Tensor
@@ -210,9 +217,9 @@ class S4D(SequenceLayer):
 
     def _step(self, x: Tensor, state: S4DState) -> tuple[Tensor, S4DState]:
         wide = computed_in(x.dtype)
-        z, u = x.split(self.widths, -1)
+        z, values = self._parted(x)
         y, modes = s4d_step(
-            u.to(wide), *self.discrete(), self.skip.to(wide), torch.view_as_complex(state.modes)
+            values.to(wide), *self.discrete(), self.skip.to(wide), torch.view_as_complex(state.modes)
         )
         y = y.to(x.dtype)
         if self.gate_bias is not None:

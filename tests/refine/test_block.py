@@ -96,7 +96,7 @@ def test_integers_stay_near_the_floats(tmp_path):
 
 @pytest.mark.lava
 @pytest.mark.xdist_group("lava")
-def test_a_block_in_lava(lava_python, tmp_path):
+def test_a_block_in_lava(warm_lava, tmp_path):
     model, tokens = refined(KINDS[1], "threshold", double=False), some_tokens(seed=1)
     bundle = export(block_network(model, 1), block_inputs(model, 1, tokens), tmp_path / "bundle")
     verification = verify(bundle.path)

@@ -7,7 +7,7 @@ from marsnn.bench.parts import part
 
 
 def few_processes(*always):
-    """`part`, but only the first call of each part has a process of its own; those of `always` each have one."""
+    """`part`, but only the first call of each part is a process of its own; those of `always` each are."""
     seen = set()
 
     def call(benchmark, name, environment=None, **arguments):

@@ -76,7 +76,8 @@ def built(sources: Path, header: str, text: str, rounding: str = EXACT, *more: P
     found = compiler()
     if found is None:
         raise BuildError("no C++ compiler found (CXX, c++, g++, clang++); install one, e.g. g++")
-    machine = (found, str(os.stat(found).st_mtime_ns), platform.platform(), _processor(), rounding)
+    changed = str(os.stat(found).st_mtime_ns)
+    machine = (found, changed, platform.platform(), _processor(), *_FLAGS, rounding)
     folders = (sources, *more)
     others = [path.read_text() for folder in more for path in sorted(folder.glob("*.h"))]
     name = fingerprint(sources, text, *machine, *others) + ".so"

@@ -33,6 +33,8 @@ from tests.small_task import corners
 ROOT = Path(__file__).parent.parent
 TASK = f"{ROOT}/tests/small_task.py:corners"
 SMALL = {"steps": [2], "seeds": 2, "epochs": 8, "batch_size": 8, "hidden": 6, "workers": 1}
+SHORT = {**SMALL, "epochs": 2}
+"""Where nothing depends on what is learned."""
 
 
 def lasting(rows):
@@ -43,6 +45,11 @@ def lasting(rows):
 @pytest.fixture(scope="module")
 def small():
     return ablate(corners, ["ATMN", "LIF"], **SMALL)
+
+
+@pytest.fixture(scope="module")
+def short():
+    return ablate(corners, ["ATMN", "LIF"], **SHORT)
 
 
 # ---- what each neuron chooses among -----------------------------------------------------------------
@@ -331,7 +338,7 @@ def test_a_neuron_of_another_library():
         theirs = snntorch.Leaky(beta=1 - 1 / tau, threshold=threshold)
         return interop.adopt(theirs, steps, features, carry="sequence")
 
-    found = ablate(corners, {"LIF": LIF, "snntorch": leaky}, **SMALL)
+    found = ablate(corners, {"LIF": LIF, "snntorch": leaky}, **SHORT)
     assert [row["neuron"] for row in found.rows] == ["LIF", "LIF", "snntorch", "snntorch"]
     assert all(row["spikes_per_step"] > 0 and row["accumulates"] > 0 for row in found.rows)
     with pytest.raises(InputError, match=r"can't be sent to another process .* or workers=1"):
@@ -419,24 +426,24 @@ def trained(monkeypatch):
     return cells
 
 
-def test_what_is_finished_is_never_run_again(small, trained, tmp_path):
+def test_what_is_finished_is_never_run_again(short, trained, tmp_path):
     out = tmp_path / "a.csv"
     journal = tmp_path / "a.csv.journal.jsonl"
-    ablate(corners, ["ATMN"], **{**SMALL, "seeds": 1}, out=out)
+    ablate(corners, ["ATMN"], **{**SHORT, "seeds": 1}, out=out)
     assert len(trained) == 6 * 2 + 1
     before, table = journal.read_bytes(), out.read_bytes()
-    ablate(corners, ["ATMN"], **{**SMALL, "seeds": 1}, out=out)
+    ablate(corners, ["ATMN"], **{**SHORT, "seeds": 1}, out=out)
     assert len(trained) == 13
     assert (journal.read_bytes(), out.read_bytes()) == (before, table)
-    found = ablate(corners, ["ATMN", "LIF"], **SMALL, out=out)  # a neuron more, a seed more
+    found = ablate(corners, ["ATMN", "LIF"], **SHORT, out=out)  # a neuron more, a seed more
     assert [cell.neuron for cell in trained[13:]] == ["LIF"] * 12 + ["ATMN", "LIF", "LIF"]
     assert journal.read_bytes().startswith(before)
-    assert lasting(found.rows) == lasting(small.rows)
-    assert found.tuning == small.tuning
+    assert lasting(found.rows) == lasting(short.rows)
+    assert found.tuning == short.tuning
     assert read_table(out) == found.rows
-    fewer = ablate(corners, ["LIF"], **SMALL, out=out)
+    fewer = ablate(corners, ["LIF"], **SHORT, out=out)
     assert len(trained) == 13 + 15
-    assert lasting(fewer.rows) == lasting(small.rows[2:])
+    assert lasting(fewer.rows) == lasting(short.rows[2:])
 
 
 def test_a_journal_of_another_configuration_is_refused(tmp_path, trained):
@@ -452,7 +459,7 @@ def test_a_journal_of_another_configuration_is_refused(tmp_path, trained):
 
 def test_a_failing_cell_loses_no_other(tmp_path, trained):
     out = tmp_path / "a.csv"
-    config = {**SMALL, "seeds": 3}
+    config = {**SHORT, "seeds": 3}
     with pytest.raises(
         MarsnnError, match=r"1 cells failed.*mine, T = 2, .*seed 1 \(test\): RuntimeError: seed 1 is"
     ) as caught:
@@ -475,7 +482,7 @@ def test_failing_while_tuning_loses_that_neuron_only(tmp_path, trained, monkeypa
     with pytest.raises(
         MarsnnError, match=r"4 cells failed.*tau 4\.0, seed 100 \(validation\): RuntimeError: no tau"
     ):
-        ablate(corners, {"mine": unlucky, "LIF": LIF}, **SMALL, out=tmp_path / "a.csv")
+        ablate(corners, {"mine": unlucky, "LIF": LIF}, **SHORT, out=tmp_path / "a.csv")
     assert [cell.neuron for cell in trained if cell.part == "test"] == ["LIF", "LIF"]
 
 
@@ -529,15 +536,15 @@ def test_killed_half_way_and_run_again(small, tmp_path):
     assert lasting(read_table(out)) == lasting(small.rows)
 
 
-def test_two_ray_workers_give_the_same_table(small, tmp_path, recwarn):
+def test_two_ray_workers_give_the_same_table(short, tmp_path, recwarn):
     found = ablate(
         "tests.small_task:corners",
         ["ATMN", "LIF"],
-        **{**SMALL, "workers": 2, "engine": "ray"},
+        **{**SHORT, "workers": 2, "engine": "ray"},
         out=tmp_path / "a.csv",
     )
-    assert lasting(found.rows) == lasting(small.rows)
-    assert found.tuning == small.tuning
+    assert lasting(found.rows) == lasting(short.rows)
+    assert found.tuning == short.tuning
     import ray
 
     assert not ray.is_initialized()  # it was ours to end

@@ -1,19 +1,20 @@
 """Unit: the demo end to end, shortened in epochs only; with Lava, and where there is none."""
 
 import json
+import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
 from marsnn.bench import demo as journey
+from marsnn.bench import digits
 from marsnn.errors import LavaError
 from marsnn.hardware import load
 
 
-def demo(folder, *arguments, **environment):
-    import os
-
+def demo(folder, **environment):
     return subprocess.run(
         [
             sys.executable,
@@ -26,7 +27,6 @@ def demo(folder, *arguments, **environment):
             "2",
             "--out",
             str(folder),
-            *arguments,
         ],
         capture_output=True,
         text=True,
@@ -53,10 +53,12 @@ def test_demo_ends_verified_in_lava(tmp_path, lava_python):
         assert (spikes == -1).sum() > 1000
 
 
-def test_demo_without_lava_says_so_and_still_ends(tmp_path):
-    run = demo(tmp_path / "out", "--json", MARSNN_LAVA_PYTHON="/nowhere/python")
-    assert run.returncode == 0, run.stderr
-    result = json.loads(run.stdout)
+def test_demo_without_lava_says_so_and_still_ends(tmp_path, call, monkeypatch):
+    monkeypatch.setenv("MARSNN_LAVA_PYTHON", "/nowhere/python")
+    monkeypatch.setattr(journey.benchmark, "run", partial(digits.run, workers=1))  # in this process
+    code, out, err = call("demo", "--epochs", 2, "--seeds", 2, "--out", tmp_path / "out", "--json")
+    assert code == 0, err
+    result = json.loads(out)
     assert result["verification"]["simulator"] == "integer"
     assert result["verification"]["ok"] is True
     assert set(result["accuracy"]["arms"]) == {"ATMN", "LIF", "ReLU", "SVM"}

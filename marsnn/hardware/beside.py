@@ -13,6 +13,9 @@ from pathlib import Path
 
 from marsnn.errors import MarsnnError
 
+_WORKED: set[tuple[str, str]] = set()
+"""Pythons and the probes that they ran, in this process."""
+
 
 def find(
     setting: str,
@@ -43,11 +46,15 @@ def find(
 
 
 def works(python: str, probe: str) -> bool:
-    """Whether a Python is there and runs the probe without complaint."""
+    """Whether a Python is there and runs the probe without complaint; one that did isn't asked again."""
+    if (python, probe) in _WORKED:
+        return True
     try:
         done = subprocess.run([python, "-c", probe], capture_output=True, timeout=120, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
+    if done.returncode == 0:
+        _WORKED.add((python, probe))
     return done.returncode == 0
 
 

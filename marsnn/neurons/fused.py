@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -102,7 +102,7 @@ def kernel_for(neuron: Any, currents: Tensor) -> Kernel | str:
     ):
         return "tensors are being transformed or traced (torch.func, a dispatch mode, a subclass)"
     if currents.device.type == "cpu":
-        return kernel if _have_compiler() else "there is no C++ compiler (CXX, c++, g++, clang++)"
+        return kernel if _found_compiler() else "there is no C++ compiler (CXX, c++, g++, clang++)"
     if compiling:
         return "torch.compile fuses the steps by itself on a GPU"
     return kernel if cuda.nvrtc() else "torch brought no NVRTC, so it is not built for CUDA"
@@ -117,7 +117,8 @@ def _found_compiler() -> bool:
     return True
 
 
-_have_compiler: Callable[[], bool] = torch.compiler.assume_constant_result(_found_compiler)
+# What torch.compiler.assume_constant_result does, which imports dynamo: as long as all of torch takes.
+_found_compiler._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def unroll(

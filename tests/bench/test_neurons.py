@@ -13,6 +13,7 @@ from marsnn.bench import contestants, parts, timing
 from marsnn.bench import neurons as benchmark
 from marsnn.errors import InputError, MarsnnError
 from marsnn.neurons import names
+from tests.bench.few_processes import few_processes
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "benchmarks" / "neurons.json"
@@ -64,7 +65,9 @@ def test_contestants_spike_and_pass_gradients_back(each):
 
 @pytest.fixture(scope="module")
 def result():
-    return benchmark.run(quick=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "part", few_processes("memory", "first_use"))
+        return benchmark.run(quick=True)
 
 
 def test_quick_run_has_every_part(result):

@@ -9,6 +9,7 @@ import torch
 from marsnn.bench import ssm as benchmark
 from marsnn.bench import timing
 from marsnn.linear import Linear
+from tests.bench.few_processes import few_processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,7 +93,9 @@ def test_the_products_of_the_scan_are_counted_in_whole_chunks():
 
 @pytest.fixture(scope="module")
 def result():
-    return benchmark.run(quick=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "part", few_processes())
+        return benchmark.run(quick=True)
 
 
 def test_quick_run_has_every_part(result):

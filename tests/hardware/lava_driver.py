@@ -4,6 +4,7 @@ python lava_driver.py RUNTIME CASES [--floating] [--part K/OF]
 """
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -28,5 +29,7 @@ if __name__ == "__main__":
         tensors = dict(np.load(os.path.join(folder, "tensors.npz"), allow_pickle=False))
         inputs = tensors.pop("inputs")
         sent, saturations = simulate(manifest, tensors, inputs, floating=options.floating)
+        if not gc.get_freeze_count():
+            gc.freeze()  # what is imported by now is neither searched nor copied by processes that Lava forks
         counted = np.array([saturations[stage["name"]] for stage in manifest["stages"]])
         np.savez(os.path.join(folder, "sent.npz"), saturations=counted, **sent)

@@ -3,6 +3,7 @@
 python netx_driver.py RUNTIME FOLDER
 """
 
+import gc
 import json
 import os
 import sys
@@ -22,4 +23,6 @@ if __name__ == "__main__":
             inputs = file["marsnn/inputs"][()]
         keys = ("steps", "message_bits", "reset_interval", "reset_offset", "drops")
         sent = simulate(path, inputs, **{key: header[key] for key in keys})
+        if not gc.get_freeze_count():
+            gc.freeze()  # what is imported by now is neither searched nor copied by processes that Lava forks
         np.savez(path + ".npz", **{str(index): train for index, train in enumerate(sent)})

@@ -30,6 +30,16 @@ def test_a_setting_is_tried_too_and_nothing_else_then(monkeypatch):
         found(WRONG, [sys.executable])
 
 
+def test_only_what_failed_is_tried_again(monkeypatch, tmp_path):
+    """What is missing may be installed while a notebook runs."""
+    asked, here = tmp_path / "asked", tmp_path / "here"
+    probe = f"open({str(asked)!r}, 'a').write('x'); open({str(here)!r})"
+    assert [beside.works(sys.executable, probe) for _ in range(2)] == [False, False]
+    here.touch()
+    assert [beside.works(sys.executable, probe) for _ in range(2)] == [True, True]
+    assert asked.read_text() == "xxx"
+
+
 SCRIPT = """
 import os, sys
 from pathlib import Path

@@ -249,13 +249,12 @@ MUTANTS = {
 
 @needs_compiler
 @pytest.mark.parametrize("name", MUTANTS)
-def test_mutants_are_caught(name, monkeypatch, tmp_path):
+def test_mutants_are_caught(name, kernel_cache, monkeypatch, tmp_path):
     right, wrong = MUTANTS[name]
     header = (fast.SOURCES / "integer.h").read_text()
     assert header.count(right) == 1, "the mutant no longer fits the source"
     (tmp_path / "kernels").mkdir()
     (tmp_path / "kernels" / "integer.h").write_text(header.replace(right, wrong))
-    monkeypatch.setattr(native, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(fast, "SOURCES", tmp_path / "kernels")
     fast.library.cache_clear()
     try:

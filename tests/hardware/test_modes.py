@@ -660,7 +660,7 @@ class TestInLava:
         assert compared > 4000
 
     @pytest.mark.parametrize(("tau", "steps"), [(1, 4), (2, 5)])
-    def test_a_network(self, tau, steps, lava_python, tmp_path):
+    def test_a_network(self, tau, steps, warm_lava, tmp_path):
         net = export(atmn_network(tau, steps), sample(), tmp_path / "a.net", mode="stock-lif")
         result = verify_netx(net.path)
         assert result.ok, result.text()
@@ -668,7 +668,7 @@ class TestInLava:
         other = np.random.default_rng(0).integers(-net.model.input_max, net.model.input_max + 1, (30, 8))
         assert verify_netx(net.path, other).ok
 
-    def test_an_edited_bias_is_found(self, lava_python, tmp_path):
+    def test_an_edited_bias_is_found(self, warm_lava, tmp_path):
         """A sum that just meets a level no longer does."""
         case = swept_cases()[1]
         write_stock(tmp_path / "a.net", as_lifs(as_counts(case.graph)), case.inputs, {})
@@ -678,7 +678,7 @@ class TestInLava:
         assert not result.ok
         assert result.first.startswith("first: token ")
 
-    def test_count_mode(self, lava_python, tmp_path):
+    def test_count_mode(self, warm_lava, tmp_path):
         for tau in (0.5, 1, 2):
             bundle = export(atmn_network(tau, 3), sample(), tmp_path / f"{tau}", mode="count")
             result = verify(bundle.path)

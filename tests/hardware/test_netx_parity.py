@@ -282,7 +282,7 @@ def networks():
 
 
 @pytest.mark.parametrize("name", networks())
-def test_a_network_runs_in_lava_as_its_integers_do(name, lava_python, tmp_path):
+def test_a_network_runs_in_lava_as_its_integers_do(name, warm_lava, tmp_path):
     torch.manual_seed(0)
     network, x = networks()[name]
     export = write_netx(network, x, tmp_path / "net.net")
@@ -297,7 +297,7 @@ def test_a_network_runs_in_lava_as_its_integers_do(name, lava_python, tmp_path):
     assert verify_netx(export.path, other).mismatches == 0
 
 
-def test_an_edited_weight_is_found(lava_python, tmp_path):
+def test_an_edited_weight_is_found(lava_python, warm_lava, tmp_path):
     network, x = networks()["neurons on the input"]
     path = write_netx(network, x, tmp_path / "net.net").path
     with h5py.File(path, "r+") as file:
@@ -315,7 +315,7 @@ def test_an_edited_weight_is_found(lava_python, tmp_path):
     )
 
 
-def test_the_page_s_example_runs(lava_python, tmp_path, monkeypatch, capsys):
+def test_the_page_s_example_runs(lava_python, warm_lava, tmp_path, monkeypatch, capsys):
     page = Path(__file__).parents[2] / "docs" / "netx.md"
     (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     monkeypatch.chdir(tmp_path)

@@ -68,7 +68,7 @@ def test_refusals_name_a_layer_and_a_remedy(row, tmp_path):
 @pytest.mark.xdist_group("lava")
 @pytest.mark.parametrize("target", [target for target in TARGETS if target != "NIR"])
 @pytest.mark.parametrize("row", ROWS)
-def test_what_is_exact_is_exact_in_lava(row, target, lava_python, tmp_path):
+def test_what_is_exact_is_exact_in_lava(row, target, warm_lava, tmp_path):
     path = tmp_path / "out"
     if attempt(row, target, path) == "refused":
         return

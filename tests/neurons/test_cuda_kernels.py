@@ -2,6 +2,8 @@
 processor gives what step after step gives."""
 
 import ctypes
+import os
+import platform
 import re
 import shutil
 import subprocess
@@ -38,23 +40,26 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="needs a C++ compiler")
 
 
+FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
+
+
 class Emulated:
     """A `cuda.Library` whose threads run one after the other here."""
 
-    def __init__(self, header, macros, folder):
-        sources = folder / "kernels"
-        if not sources.exists():
-            shutil.copytree(compiler.SOURCES, sources)
+    def __init__(self, header, macros, sources=compiler.SOURCES):
         text = native.source(header, ("ONE_COLUMN", f"SEGMENT={cuda.SEGMENT}", *macros), "unroll_cuda.h")
-        unit, made = (
-            folder / f"{abs(hash((header, macros)))}.cpp",
-            folder / f"{abs(hash((header, macros)))}.so",
-        )
-        unit.write_text(THREADS + text + LOOPS)
-        exact = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared"]
-        command = [native.compiler(), *exact, f"-I{sources}", str(unit), "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[:2000]
+        unit = THREADS + text + LOOPS
+
+        def build(made):
+            source = made.with_name("emulated.cpp")
+            source.write_text(unit)
+            command = [native.compiler(), *FLAGS, f"-I{sources}", str(source), "-o", str(made)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr[:2000]
+
+        machine = (native.compiler(), str(os.stat(native.compiler()).st_mtime_ns), platform.platform())
+        name = native.fingerprint(sources, unit, *FLAGS, *machine) + ".so"
+        made = native.kept(f"emulated-{header}", name, build)
         self.made = ctypes.CDLL(str(made))
         self.made.run_forward.argtypes = self.made.run_backward.argtypes = [ctypes.c_char_p]
         self.made.size_of_task.restype = ctypes.c_long
@@ -78,19 +83,19 @@ class Emulated:
 
 
 @pytest.fixture(scope="module")
-def _kept(tmp_path_factory):
-    return tmp_path_factory.mktemp("emulated"), {}
+def _made():
+    return {}
 
 
 @pytest.fixture
-def emulated(monkeypatch, _kept):
+def emulated(kernel_cache, monkeypatch, _made):
     """CPU tensors go through the kernels of GPUs."""
-    folder, made = _kept
+    made = _made
 
     def library(call, currents):
         key = (call.kernel, call.macros)
         if key not in made:
-            made[key] = Emulated(*key, folder)
+            made[key] = Emulated(*key)
         return made[key]
 
     monkeypatch.setattr(fused, "_library", library)
@@ -202,13 +207,13 @@ MUTANTS = [
 
 @needs_compiler
 @pytest.mark.parametrize(("file", "right", "wrong"), MUTANTS, ids=range(len(MUTANTS)))
-def test_a_wrong_kernel_is_not_believed(file, right, wrong, monkeypatch, tmp_path):
+def test_a_wrong_kernel_is_not_believed(file, right, wrong, kernel_cache, monkeypatch, tmp_path):
     shutil.copytree(compiler.SOURCES, tmp_path / "kernels")
     text = (tmp_path / "kernels" / file).read_text()
     assert right in text
     (tmp_path / "kernels" / file).write_text(text.replace(right, wrong))
     monkeypatch.setattr(
-        fused, "_library", lambda call, currents: Emulated(call.kernel, call.macros, tmp_path)
+        fused, "_library", lambda call, currents: Emulated(call.kernel, call.macros, tmp_path / "kernels")
     )
     assert not verdict(("LIF", {"features": None}), torch.float32)
 

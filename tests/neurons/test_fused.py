@@ -442,15 +442,21 @@ def test_a_state_of_another_dtype_is_promoted_as_in_the_reference():
 
 
 @pytest.fixture
-def fresh(monkeypatch, tmp_path):
-    """No kernel loaded, an empty cache."""
-    monkeypatch.setenv("MARSNN_CACHE", str(tmp_path / "cache"))
+def unloaded(monkeypatch):
+    """No kernel loaded, nothing said."""
     for cached in (compiler.library, native.compiler, native.cache_folder):
         cached.cache_clear()
     monkeypatch.setattr(native, "_SAID", set())
-    yield tmp_path / "cache" / "kernels"
+    yield
     for cached in (compiler.library, native.compiler, native.cache_folder):
         cached.cache_clear()
+
+
+@pytest.fixture
+def fresh(unloaded, monkeypatch, tmp_path):
+    """That, and an empty cache."""
+    monkeypatch.setenv("MARSNN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "kernels"
 
 
 def test_without_a_compiler_it_is_said_once(fresh, monkeypatch):
@@ -534,7 +540,7 @@ MUTANTS = [
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=[f"{m[0]}-{i}" for i, m in enumerate(MUTANTS)])
-def test_mutants_are_caught(mutant, fresh, monkeypatch, tmp_path):
+def test_mutants_are_caught(mutant, unloaded, kernel_cache, monkeypatch, tmp_path):
     header, right, wrong, name, settings = mutant
     sources = tmp_path / "kernels"
     shutil.copytree(compiler.SOURCES, sources)

@@ -127,7 +127,7 @@ def test_integers_stay_near_the_floats(mixer, tmp_path):
 @pytest.mark.lava
 @pytest.mark.xdist_group("lava")
 @pytest.mark.parametrize("mixer", ["ssd", "s4d"])
-def test_a_block_in_lava(mixer, lava_python, tmp_path):
+def test_a_block_in_lava(mixer, warm_lava, tmp_path):
     model, tokens = refined(KINDS[1], "threshold", double=False, mixer=mixer), some_tokens(seed=1)
     bundle = export(block_network(model, 1), block_inputs(model, 1, tokens), tmp_path / "bundle")
     verification = verify(bundle.path)

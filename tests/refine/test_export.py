@@ -125,8 +125,7 @@ def test_on_to_a_bundle(mode, tmp_path):
         (None, {"steps": 3, "tau": 2.0}),
     ],
 )
-def test_lava_agrees_on_everything(mode, settings, tmp_path, lava_python, monkeypatch):
-    monkeypatch.setenv("MARSNN_LAVA_PYTHON", lava_python)
+def test_lava_agrees_on_everything(mode, settings, tmp_path, warm_lava):
     model = refined(BIASED, mode, double=False, **settings)
     bundle = export(ffn_network(model, 1), ffn_inputs(model, 1, some_tokens()), tmp_path / "bundle")
     verification = verify(bundle.path)

@@ -325,7 +325,7 @@ MUTANTS = [
 
 @needs_compiler
 @pytest.mark.parametrize("number", range(len(MUTANTS)))
-def test_mutants_are_caught(number, monkeypatch, tmp_path):
+def test_mutants_are_caught(number, kernel_cache, monkeypatch, tmp_path):
     """Among them an off-by-one at the chunk's boundary, and a carried state that does not decay."""
     header, right, wrong = MUTANTS[number]
     sources = tmp_path / "kernels"
@@ -334,14 +334,11 @@ def test_mutants_are_caught(number, monkeypatch, tmp_path):
     assert right in text
     (sources / header).write_text(text.replace(right, wrong))
     monkeypatch.setattr(fused, "SOURCES", sources)
-    monkeypatch.setenv("MARSNN_CACHE", str(tmp_path / "cache"))
-    native.cache_folder.cache_clear()
     fused._library.cache_clear()
     try:
         tensors = problem(150, 2, 4, 2, 5, 7)
         assert not worst(outcome("fused", tensors), outcome("reference", tensors)) < 1e-6
     finally:
-        native.cache_folder.cache_clear()
         fused._library.cache_clear()
 
 

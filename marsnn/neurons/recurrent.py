@@ -95,7 +95,9 @@ class Recurrent(Neuron):
                 "a neuron that takes every step, such as LIF or TernaryLIF"
             )
         if neuron.features is None:
-            raise InputError(f"Recurrent: its weights are [N, N], so say how many: {who}(features=N)")
+            raise InputError(
+                f"Recurrent: its weights are [N, N], so the {neuron._get_name()} in it needs features=N"
+            )
         super().__init__(
             neuron.features, neuron.steps, neuron.surrogate, neuron.feature_dim, neuron.carry, neuron.backend
         )

@@ -113,19 +113,20 @@ def test_mutants_are_told_apart():
     module, x = build("LIF", True, torch.float64), currents(9, 4, dtype=torch.float64)
     spikes = by_hand(module, x)[0]
 
-    def variant(late=1, gain=True, turned=False):
+    def variant(late=1, gain=True, turned=False, rested=False):
         W, V = module.recurrent.weight, module.neuron.step_gain(x) if gain else 1.0
         queue, state, out = [torch.zeros_like(x[0])] * late, None, []
         for current in x:
             back = queue.pop(0) if late else module.neuron.step(current, state)[0]
-            arrived = (V * back) @ (W if turned else W.T) + module.recurrent.bias
+            arrived = (V * back) @ (W if turned else W.T)
+            arrived = arrived if rested and not out else arrived + module.recurrent.bias
             sent, state = module.neuron.step(current + arrived, state)
             queue.append(sent)
             out.append(sent)
         return torch.stack(out)
 
     assert same(variant(), spikes)
-    for mutant in ({"late": 0}, {"late": 2}, {"gain": False}, {"turned": True}):
+    for mutant in ({"late": 0}, {"late": 2}, {"gain": False}, {"turned": True}, {"rested": True}):
         assert not same(variant(**mutant), spikes), mutant
 
 
@@ -221,7 +222,8 @@ def test_transforms_of_torch():
     ("make", "message"),
     [
         (lambda: Recurrent(ATMN(N)), "ATMN takes its current once a token"),
-        (lambda: Recurrent(LIF()), r"say how many: LIF\(features=N\)"),
+        (lambda: Recurrent(LIF()), r"\[N, N\], so the LIF in it needs features=N"),
+        (lambda: Recurrent(adopt(snn.Leaky(beta=0.8))), "the Leaky in it needs features=N"),
         (lambda: Recurrent(nn.Linear(2, 2)), "got Linear"),
         (lambda: Recurrent(Recurrent(LIF(2))), "got Recurrent"),
         (lambda: Recurrent("LIF"), "got str"),

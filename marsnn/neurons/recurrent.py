@@ -127,6 +127,7 @@ class Recurrent(Neuron):
     def step(self, current: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         self._check_current("current", current)
         state = self.initial_state(current) if state is None else state
+        self._check_fields(state)
         *own, spikes = state
         spikes, after = self.neuron.step(current + self.returned(spikes), self.neuron.State(*own))
         return spikes, self.State(*after, spikes)

@@ -241,6 +241,12 @@ def test_currents_are_checked_under_its_name():
         build("LIF", backend="fused")(currents(3))
     with pytest.raises(ShapeError, match=r"expected a state \[2, 5\]"):
         build("LIF")(currents(3, 2), build("LIF")(currents(3, 4))[1])
+    module, x = build("LIF"), currents(3, 2)
+    for call, current in ((module, x), (module.trace, x), (module.step, x[0])):
+        with pytest.raises(InputError, match=r"expected the state \(v, spikes\), got a tuple of 1; pass"):
+            call(current, module.neuron(x)[1])
+    with pytest.raises(InputError, match=r"LIF: expected the state \(v\), got a tuple of 2"):
+        module.neuron(x, module(x)[1])
 
 
 # ---- beside other libraries -------------------------------------------------------------------------

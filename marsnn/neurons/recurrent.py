@@ -60,8 +60,8 @@ class Recurrent(Neuron):
             and the like are read and set there. ATMN takes a token's sum once and has no such connection.
         bias: a learned current b [N] at every step.
 
-    `recurrent` is the Linear from N to N. N lies where the neuron has it: with feature_dim=-3 the channels of an
-    image are coupled, each place by itself. The state is the neuron's and the spikes of its last step.
+    `recurrent` is the Linear from N to N. N lies where the neuron has it: with feature_dim=-3 the channels of
+    an image are coupled, each place by itself. The state is the neuron's and the spikes of its last step.
 
     Raises:
         InputError: not a neuron, one without `features`, one that integrates by the token.

@@ -107,7 +107,12 @@ def load_network(path: PathLike) -> Network:
 
 def _describe(name: str, layer: nn.Module) -> dict[str, Any]:
     kind = type(layer).__name__
-    if isinstance(layer, Recurrent):
+    if type(layer) is Recurrent:
+        if type(layer.recurrent) is not nn.Linear:
+            raise InputError(
+                f"{name}: its recurrent map is a {type(layer.recurrent).__name__}, and a file holds a plain "
+                "Linear; take its parametrization off, or put a Linear of the same weights there"
+            )
         return {"recurrent": _describe(name, layer.neuron), "arguments": layer.constructor()}
     if isinstance(layer, Neuron):
         if type(layer) not in map(neurons.get, neurons.names()):

@@ -13,7 +13,8 @@ from torch import nn
 from marsnn import neurons, surrogate
 from marsnn.checkpoint import load_network, save_network
 from marsnn.energy import count
-from marsnn.errors import InputError, ShapeError
+from marsnn.errors import ExportError, InputError, ShapeError
+from marsnn.hardware import export
 from marsnn.network import Network
 from marsnn.neurons import (
     ALIF,
@@ -344,6 +345,29 @@ def test_file_round_trip(tmp_path):
             assert again["own"].settings() == net["own"].settings()
     with pytest.raises(InputError, match=r"own: .* no neuron of marsnn's own"):
         save_network(Network({"own": Recurrent(adopt(snn.Leaky(beta=0.8), features=4))}), tmp_path / "x")
+
+
+def test_another_equation_is_not_taken_for_this_one(tmp_path):
+    """Files and targets refuse a subclass, as they do one of any neuron; a file, weights that it can't hold."""
+
+    class Doubled(Recurrent):
+        def returned(self, spikes):
+            return 2 * super().returned(spikes)
+
+    settings = {"steps": 1, "reset": "zero"}
+    net = Network({"in": nn.Linear(6, 4), "own": Doubled(LIF(4, **settings)), "out": nn.Linear(4, 2)})
+    net.layers["last"] = LIF(2, **settings)
+    x = torch.randn(2, 3, 6)
+    with pytest.raises(InputError, match="own: Doubled is no neuron of marsnn's own"):
+        save_network(net, tmp_path / "n.safetensors")
+    for target, reason in (("lava", "exact integer form"), ("netx", "form in netx"), ("nir", "node in NIR")):
+        with pytest.raises(ExportError, match=f"own: Doubled has no {reason}"):
+            export(net, x, tmp_path / target, target=target)
+    own = Recurrent(LIF(4))
+    nn.utils.parametrize.register_parametrization(own.recurrent, "weight", nn.Tanh())
+    with pytest.raises(InputError, match="own: its recurrent map is a ParametrizedLinear"):
+        save_network(Network({"own": own}), tmp_path / "n.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_learns_through_its_recurrence():

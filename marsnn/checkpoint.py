@@ -99,7 +99,7 @@ def load_network(path: PathLike) -> Network:
     except (SafetensorError, OSError) as error:
         raise FileError(f"{path}: not a readable safetensors file ({error}); save it again") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MarsnnError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__  # torch's has several lines
         raise FileError(f"{path}: not a network that marsnn saved ({reason}); save it again") from error
     network.eval()
     return network

@@ -348,7 +348,7 @@ def test_file_round_trip(tmp_path):
 
 
 def test_another_equation_is_not_taken_for_this_one(tmp_path):
-    """Files and targets refuse a subclass, as they do one of any neuron; a file, weights that it can't hold."""
+    """Files and targets refuse a subclass, as of any neuron; a file also weights that it can't hold."""
 
     class Doubled(Recurrent):
         def returned(self, spikes):

@@ -99,7 +99,7 @@ def load_network(path: PathLike) -> Network:
     except (SafetensorError, OSError) as error:
         raise FileError(f"{path}: not a readable safetensors file ({error}); save it again") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, MarsnnError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__  # torch's has several lines
         raise FileError(f"{path}: not a network that marsnn saved ({reason}); save it again") from error
     network.eval()
     return network
@@ -107,7 +107,12 @@ def load_network(path: PathLike) -> Network:
 
 def _describe(name: str, layer: nn.Module) -> dict[str, Any]:
     kind = type(layer).__name__
-    if isinstance(layer, Recurrent):
+    if type(layer) is Recurrent:
+        if type(layer.recurrent) is not nn.Linear:
+            raise InputError(
+                f"{name}: its recurrent map is a {type(layer.recurrent).__name__}, and a file holds a plain "
+                "Linear; take its parametrization off, or put a Linear of the same weights there"
+            )
         return {"recurrent": _describe(name, layer.neuron), "arguments": layer.constructor()}
     if isinstance(layer, Neuron):
         if type(layer) not in map(neurons.get, neurons.names()):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -138,6 +139,17 @@ def test_bad_files(name, tmp_path):
     save_file(tensors, tmp_path / "n.safetensors", metadata=metadata)
     with pytest.raises(FileError) as caught:
         load_network(tmp_path / "n.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_tensors_that_are_not_the_network_s_are_named(tmp_path):
+    """torch says which in its second line."""
+    path = save_network(Network([nn.Linear(3, 2)]), tmp_path / "n.safetensors")
+    with safe_open(path, framework="pt") as file:
+        metadata, weight = file.metadata(), file.get_tensor("layers.linear1.weight")
+    save_file({"layers.linear1.weight": weight}, path, metadata=metadata)
+    with pytest.raises(FileError, match=r'Missing key\(s\) in state_dict: "layers\.linear1\.bias"') as caught:
+        load_network(path)
     assert "\n" not in str(caught.value)
 
 

@@ -440,7 +440,7 @@ def _returning(neuron: Recurrent, shape: tuple[int, ...]) -> Own | str:
 
 
 def _unmappable_neuron(neuron: Neuron) -> str:
-    if isinstance(neuron, Recurrent):
+    if type(neuron) is Recurrent:
         return _unmappable_neuron(neuron.neuron)
     if type(neuron) not in KNOWN:
         known = ", ".join(kind.__name__ for kind in KNOWN)

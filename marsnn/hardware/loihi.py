@@ -184,7 +184,10 @@ def run_layer(
         drops: what the layer's own spikes would bring back at those steps is dropped.
     """
     sums = synapse(layer, arriving)
-    own = None if layer.recurrent is None else lava_weights(layer.recurrent, layer.weight)
+    own: tuple[NDArray[np.float64], int] | None = None
+    if layer.recurrent is not None:
+        codes, exponent = lava_weights(layer.recurrent, layer.weight)
+        own = codes.astype(np.float64), exponent  # once, not at every step
     bias = aligned(layer.bias).reshape(-1, *[1] * (sums.ndim - 2))
     fire = layer.threshold << ALIGN
     u = np.zeros_like(sums[0])
@@ -282,9 +285,10 @@ def synapse(layer: Layer, arriving: Ints) -> Ints:
     return dense(flat, *lava_weights(layer.weight, layer.recurrent))
 
 
-def dense(arriving: Ints, weight: Ints, exponent: int) -> Ints:
+def dense(arriving: Ints, weight: Ints | NDArray[np.float64], exponent: int) -> Ints:
     """Sums [S, N] of [S, M] by one Dense, which shifts its sum and not its weights."""
-    sums = int32((arriving.astype(np.float64) @ weight.T.astype(np.float64)).astype(np.int64))
+    matrix = weight.T.astype(np.float64, copy=False)
+    sums = int32((arriving.astype(np.float64) @ matrix).astype(np.int64))
     return int32(sums << exponent) if exponent > 0 else sums >> -exponent
 
 
@@ -316,7 +320,8 @@ def lava_weights(weight: Ints, beside: Ints | None = None) -> tuple[Ints, int]:
     else:
         scale = -256 / least if least < 0 else 255 / largest
     scale_bits = math.floor(math.log2(scale)) + signed
-    trailing = next((n for n in range(8, 0, -1) if not (both % 2**n).any()), 0)
+    together = int(np.bitwise_or.reduce(both, axis=None))
+    trailing = min((together & -together).bit_length() - 1, 8)  # bits that are 0 in all of them
     weight_bits = 8 - scale_bits - (trailing - signed)
     codes = shifted_left(weight, scale_bits)
     # Dense decides again, and calls a matrix without a positive weight inhibitory.

@@ -139,8 +139,8 @@ class NetxExport:
             for each in self.reports
         ]
         rows += [
-            f"{layer.name}: hears itself, and Lava's clearing spares what is on its way back; before each, "
-            "write 0 to its synapse_rec.a_buff, as verify_netx does"
+            f"{layer.name}: hears itself, and Lava's clearing spares what is on its way back; before each "
+            "clearing, write 0 to its synapse_rec.a_buff, as verify_netx does"
             for layer in self.model.layers
             if layer.recurrent is not None
         ]

@@ -135,7 +135,7 @@ def _map_refusals(layer: nn.Linear | nn.Conv2d, shape: tuple[int, ...]) -> list[
 
 def _inner(neuron: Neuron) -> Neuron:
     """The neuron itself, or the one that hears itself."""
-    return neuron.neuron if isinstance(neuron, Recurrent) else neuron
+    return neuron.neuron if type(neuron) is Recurrent else neuron
 
 
 def _neuron_refusals(layer: Neuron, shape: tuple[int, ...]) -> list[str]:

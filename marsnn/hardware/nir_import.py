@@ -28,6 +28,8 @@ from marsnn.neurons.base import Carry, Neuron
 if TYPE_CHECKING:
     import nir
 
+LARGEST_EDGES = 2**18  # of a graph whose sub-graphs are opened
+
 
 class UnreadableError(Exception):
     """Why a node can't be read; collected, then told all at once."""
@@ -538,7 +540,7 @@ class _Reader:
 
 def _flat(graph: nir.NIRGraph) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Nodes and edges with sub-graphs opened: what is lif within x is x.lif without. No edge comes twice, or
-    each level of a hostile file would multiply them."""
+    each level of a hostile file would multiply them, and no edge between sub-graphs becomes too many."""
     import nir
 
     nodes: dict[str, Any] = {}
@@ -570,8 +572,11 @@ def _flat(graph: nir.NIRGraph) -> tuple[dict[str, Any], list[tuple[str, str]]]:
                 if f"{name}.{each}" in graph.nodes:
                     raise UnreadableError(f"{name}.{each}: a node, and one in the sub-graph {name}")
                 nodes[f"{name}.{each}"] = part
-    for source, target in graph.edges:
-        edges += [(a, b) for a in exits.get(source, [source]) for b in entries.get(target, [target])]
+    for source, target in dict.fromkeys(graph.edges):
+        leaving, entering = exits.get(source, [source]), entries.get(target, [target])
+        if len(leaving) * len(entering) > LARGEST_EDGES - len(edges):
+            raise UnreadableError(f"{source}: with its edges to {target} there are more than {LARGEST_EDGES}")
+        edges += [(a, b) for a in leaving for b in entering]
     return nodes, list(dict.fromkeys(edges))
 
 

@@ -296,6 +296,7 @@ class Neuron(nn.Module, ABC):
         sample = currents.shape[1:] if drive.kind == "given" else currents.shape
         if state is None and type(self).initial_state is not Neuron.initial_state:
             state = self.initial_state(currents[0] if drive.kind == "given" else currents)
+        self._check_fields(state)
         for field in state or ():
             if field.shape != sample:
                 raise ShapeError(
@@ -341,6 +342,15 @@ class Neuron(nn.Module, ABC):
         ):
             axis = "" if self.feature_dim == -1 else f" at axis {self.feature_dim}"
             raise ShapeError(f"{who}: expected {name} [*, {self.features}]{axis}, got {list(current.shape)}")
+
+    def _check_fields(self, state: Any) -> None:
+        """Refuse another neuron's state; a kernel would read fields that aren't there."""
+        fields = self.state_fields()
+        if state is not None and len(state) != len(fields):
+            raise InputError(
+                f"{type(self).__name__}: expected the state ({', '.join(fields)}), got a tuple of "
+                f"{len(state)}; pass the state that an earlier call of the same neuron returned"
+            )
 
     def _check_train(self, name: str, train: Tensor) -> None:
         who = type(self).__name__

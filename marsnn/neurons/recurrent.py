@@ -60,7 +60,8 @@ class Recurrent(Neuron):
             and the like are read and set there. ATMN takes a token's sum once and has no such connection.
         bias: a learned current b [N] at every step.
 
-    `recurrent` is the Linear from N to N. The state is the neuron's and the spikes of its last step.
+    `recurrent` is the Linear from N to N. N lies where the neuron has it: with feature_dim=-3 the channels of
+    an image are coupled, each place by itself. The state is the neuron's and the spikes of its last step.
 
     Raises:
         InputError: not a neuron, one without `features`, one that integrates by the token.
@@ -95,7 +96,9 @@ class Recurrent(Neuron):
                 "a neuron that takes every step, such as LIF or TernaryLIF"
             )
         if neuron.features is None:
-            raise InputError(f"Recurrent: its weights are [N, N], so say how many: {who}(features=N)")
+            raise InputError(
+                f"Recurrent: its weights are [N, N], so the {neuron._get_name()} in it needs features=N"
+            )
         super().__init__(
             neuron.features, neuron.steps, neuron.surrogate, neuron.feature_dim, neuron.carry, neuron.backend
         )
@@ -125,6 +128,7 @@ class Recurrent(Neuron):
     def step(self, current: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         self._check_current("current", current)
         state = self.initial_state(current) if state is None else state
+        self._check_fields(state)
         *own, spikes = state
         spikes, after = self.neuron.step(current + self.returned(spikes), self.neuron.State(*own))
         return spikes, self.State(*after, spikes)

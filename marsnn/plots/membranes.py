@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from marsnn.errors import InputError
 from marsnn.network import Network
 from marsnn.neurons.base import Neuron
+from marsnn.neurons.recurrent import Recurrent
 from marsnn.plots.style import (
     INK,
     NEGATIVE,
@@ -158,14 +159,15 @@ def _draw_spikes(ax: Axes, h: np.ndarray, u: np.ndarray, s: np.ndarray) -> None:
 
 
 def _neuron_of(source: Network | Neuron, layer: str) -> Neuron:
+    """The neuron that resets the membrane: of a `Recurrent` the one in it."""
     if isinstance(source, Neuron):
-        return source
+        return source.neuron if isinstance(source, Recurrent) else source
     if not isinstance(source, Network):
         raise InputError(f"traces() needs the Network or the Neuron, got {type(source).__name__}")
     if layer not in source.neurons:
         known = ", ".join(source.neurons) or "none"
         raise InputError(f"the network has no neuron layer {layer!r}; its neuron layers are {known}")
-    return source.neurons[layer]
+    return _neuron_of(source.neurons[layer], layer)
 
 
 def _at(setting: torch.Tensor, feature_dim: int, place: int, shape: list[int]) -> float:

@@ -518,6 +518,22 @@ def test_what_cant_be_read_is_named(case, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+def test_an_edge_between_wide_sub_graphs_is_counted_before_it_is_written_out(tmp_path, monkeypatch):
+    """K nodes before an edge and K behind it are K^2 edges of a file of 2 K nodes."""
+
+    def wide():
+        nodes = {"in": nir.Input(np.array([4])), **{f"s{k}": nir.Scale(np.ones(4)) for k in range(4)}}
+        edges = [edge for name in list(nodes)[1:] for edge in (("in", name), (name, "out"))]
+        return nir.NIRGraph({**nodes, "out": nir.Output(np.array([4]))}, edges, type_check=False)
+
+    nir.write(tmp_path / "net.nir", looped(wide(), wide()))
+    for most, reason in ((24, "n.* beside an edge that it would double"), (23, "its edges to out there")):
+        monkeypatch.setattr(nir_import, "LARGEST_EDGES", most)
+        with pytest.raises(FileError, match=reason) as refused:
+            read_nir(tmp_path / "net.nir")
+        assert "\n" not in str(refused.value)
+
+
 def test_a_sub_graph_is_as_untrusted_as_the_whole(tmp_path):
     import h5py
 

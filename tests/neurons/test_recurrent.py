@@ -13,7 +13,8 @@ from torch import nn
 from marsnn import neurons, surrogate
 from marsnn.checkpoint import load_network, save_network
 from marsnn.energy import count
-from marsnn.errors import InputError, ShapeError
+from marsnn.errors import ExportError, InputError, ShapeError
+from marsnn.hardware import export
 from marsnn.network import Network
 from marsnn.neurons import (
     ALIF,
@@ -113,19 +114,20 @@ def test_mutants_are_told_apart():
     module, x = build("LIF", True, torch.float64), currents(9, 4, dtype=torch.float64)
     spikes = by_hand(module, x)[0]
 
-    def variant(late=1, gain=True, turned=False):
+    def variant(late=1, gain=True, turned=False, rested=False):
         W, V = module.recurrent.weight, module.neuron.step_gain(x) if gain else 1.0
         queue, state, out = [torch.zeros_like(x[0])] * late, None, []
         for current in x:
             back = queue.pop(0) if late else module.neuron.step(current, state)[0]
-            arrived = (V * back) @ (W if turned else W.T) + module.recurrent.bias
+            arrived = (V * back) @ (W if turned else W.T)
+            arrived = arrived if rested and not out else arrived + module.recurrent.bias
             sent, state = module.neuron.step(current + arrived, state)
             queue.append(sent)
             out.append(sent)
         return torch.stack(out)
 
     assert same(variant(), spikes)
-    for mutant in ({"late": 0}, {"late": 2}, {"gain": False}, {"turned": True}):
+    for mutant in ({"late": 0}, {"late": 2}, {"gain": False}, {"turned": True}, {"rested": True}):
         assert not same(variant(**mutant), spikes), mutant
 
 
@@ -221,7 +223,8 @@ def test_transforms_of_torch():
     ("make", "message"),
     [
         (lambda: Recurrent(ATMN(N)), "ATMN takes its current once a token"),
-        (lambda: Recurrent(LIF()), r"say how many: LIF\(features=N\)"),
+        (lambda: Recurrent(LIF()), r"\[N, N\], so the LIF in it needs features=N"),
+        (lambda: Recurrent(adopt(snn.Leaky(beta=0.8))), "the Leaky in it needs features=N"),
         (lambda: Recurrent(nn.Linear(2, 2)), "got Linear"),
         (lambda: Recurrent(Recurrent(LIF(2))), "got Recurrent"),
         (lambda: Recurrent("LIF"), "got str"),
@@ -239,6 +242,12 @@ def test_currents_are_checked_under_its_name():
         build("LIF", backend="fused")(currents(3))
     with pytest.raises(ShapeError, match=r"expected a state \[2, 5\]"):
         build("LIF")(currents(3, 2), build("LIF")(currents(3, 4))[1])
+    module, x = build("LIF"), currents(3, 2)
+    for call, current in ((module, x), (module.trace, x), (module.step, x[0])):
+        with pytest.raises(InputError, match=r"expected the state \(v, spikes\), got a tuple of 1; pass"):
+            call(current, module.neuron(x)[1])
+    with pytest.raises(InputError, match=r"LIF: expected the state \(v\), got a tuple of 2"):
+        module.neuron(x, module(x)[1])
 
 
 # ---- beside other libraries -------------------------------------------------------------------------
@@ -336,6 +345,29 @@ def test_file_round_trip(tmp_path):
             assert again["own"].settings() == net["own"].settings()
     with pytest.raises(InputError, match=r"own: .* no neuron of marsnn's own"):
         save_network(Network({"own": Recurrent(adopt(snn.Leaky(beta=0.8), features=4))}), tmp_path / "x")
+
+
+def test_another_equation_is_not_taken_for_this_one(tmp_path):
+    """Files and targets refuse a subclass, as of any neuron; a file also weights that it can't hold."""
+
+    class Doubled(Recurrent):
+        def returned(self, spikes):
+            return 2 * super().returned(spikes)
+
+    settings = {"steps": 1, "reset": "zero"}
+    net = Network({"in": nn.Linear(6, 4), "own": Doubled(LIF(4, **settings)), "out": nn.Linear(4, 2)})
+    net.layers["last"] = LIF(2, **settings)
+    x = torch.randn(2, 3, 6)
+    with pytest.raises(InputError, match="own: Doubled is no neuron of marsnn's own"):
+        save_network(net, tmp_path / "n.safetensors")
+    for target, reason in (("lava", "exact integer form"), ("netx", "form in netx"), ("nir", "node in NIR")):
+        with pytest.raises(ExportError, match=f"own: Doubled has no {reason}"):
+            export(net, x, tmp_path / target, target=target)
+    own = Recurrent(LIF(4))
+    nn.utils.parametrize.register_parametrization(own.recurrent, "weight", nn.Tanh())
+    with pytest.raises(InputError, match="own: its recurrent map is a ParametrizedLinear"):
+        save_network(Network({"own": own}), tmp_path / "n.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_network_learns_through_its_recurrence():

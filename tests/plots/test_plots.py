@@ -16,7 +16,7 @@ from torch import nn
 from marsnn import ATMN, LIF, EnergyReport, LeakyIntegrator, Network, plots, simulate
 from marsnn.energy import count
 from marsnn.errors import InputError
-from marsnn.neurons import ALIF, Izhikevich
+from marsnn.neurons import ALIF, Izhikevich, Recurrent
 from marsnn.plots.style import NEGATIVE, POSITIVE
 from marsnn.record import Recording
 from tests.plots.test_placement import PLACED
@@ -245,6 +245,18 @@ def test_traces_after_a_reset_to_zero_put_the_peak_at_the_threshold():
     axes = plots.traces(simulate(network, torch.full((1, 1, 1), 0.8)), network, "lif1")
     np.testing.assert_allclose(line_of(axes, "+ 4 spikes"), [[0, 1, 2, 3], [0.5] * 4])
     np.testing.assert_allclose(line_of(axes, "membrane")[1].reshape(-1, 4)[:, 3], 0)
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+def test_traces_of_a_recurrent_neuron_are_those_of_the_neuron_in_it(reset):
+    """It alone knows the threshold that a reset subtracts."""
+    alone = LIF(1, beta=0.5, threshold=0.5, reset=reset)
+    network = Network({"own": Recurrent(alone)})
+    network["own"].recurrent.weight.data.zero_()
+    recording = simulate(network, torch.full((1, 1, 1), 0.8))
+    drawn, expected = (line_of(plots.traces(recording, of, "own"), "membrane")[1] for of in (network, alone))
+    assert drawn.tolist() == expected.tolist()
+    assert drawn[1] == pytest.approx(0.8 if reset == "subtract" else 0.5)
 
 
 def test_traces_of_a_readout_have_no_threshold():

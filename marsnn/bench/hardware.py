@@ -43,7 +43,7 @@ from marsnn.hardware.qat import QuantizedNetwork
 from marsnn.hardware.sanafe_process import find_sanafe
 from marsnn.hardware.stages import IntegerRun
 from marsnn.network import Network
-from marsnn.neurons import ATMN, LIF
+from marsnn.neurons import ATMN, LIF, Recurrent
 from marsnn.progress import track
 from marsnn.training import TrainConfig, accuracy, train
 from marsnn.workers import peak_memory_mb, start_peak_memory
@@ -345,10 +345,15 @@ def parity(config: HardwareConfig, seed: int = 0) -> dict[str, Any]:
             row["values"] += found.values + found.sums
             row["spikes"] += found.positive + found.negative
             row["mismatches"] += found.mismatches
-            kinds |= {type(layer).__name__ for layer in drawn.layers.values()}
+            kinds |= {_named(layer) for layer in drawn.layers.values()}
             if found.first and first is None:
                 first = f"{family}, network {number}: {found.first}"
     return {"seed": seed, "families": families, "first": first, "layers": sorted(kinds)}
+
+
+def _named(layer: nn.Module) -> str:
+    inner = f"({type(layer.neuron).__name__})" if isinstance(layer, Recurrent) else ""
+    return type(layer).__name__ + inner
 
 
 # ---- the whole ------------------------------------------------------------------------------------------

@@ -419,7 +419,7 @@ def _unmappable(layer: nn.Module) -> str:
     if isinstance(layer, (*LINEAR_MAPS, S4D, nn.RMSNorm, nn.LayerNorm)) or type(layer) is GatedLinear:
         return ""
     return (
-        f"{type(layer).__name__} has no exact integer form; mapped are linear maps, GatedLinear, RMSNorm, "
+        f"{layer._get_name()} has no exact integer form; mapped are linear maps, GatedLinear, RMSNorm, "
         f"LayerNorm, S4D, SSDCore and {', '.join(kind.__name__ for kind in KNOWN)}"
     )
 
@@ -444,7 +444,7 @@ def _unmappable_neuron(neuron: Neuron) -> str:
         return _unmappable_neuron(neuron.neuron)
     if type(neuron) not in KNOWN:
         known = ", ".join(kind.__name__ for kind in KNOWN)
-        return f"{type(neuron).__name__} has no exact integer form; mapped are {known}"
+        return f"{neuron._get_name()} has no exact integer form; mapped are {known}"
     if isinstance(neuron, ATMN):
         tau = neuron.tau.item()
         if tau not in ATMN_DECAYS:

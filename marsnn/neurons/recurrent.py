@@ -106,6 +106,14 @@ class Recurrent(Neuron):
         state_of(neuron.state_fields())  # made here, for torch.compile can't
         self.recurrent = nn.Linear(neuron.features, neuron.features, bias=bool(bias))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        inner = self.__dict__.get("_modules", {}).get("neuron")
+        if inner is not None and hasattr(inner, name) and not hasattr(self, name):
+            raise InputError(
+                f"Recurrent: {name} belongs to the {inner._get_name()} in it; set it at .neuron.{name}"
+            )
+        super().__setattr__(name, value)
+
     # ---- the equation -------------------------------------------------------------------------------
 
     @property

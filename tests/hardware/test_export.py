@@ -9,14 +9,16 @@ from torch import nn
 
 from marsnn.errors import ExportError, FileError, InputError, NonFiniteError, ShapeError
 from marsnn.gated import GatedLinear
-from marsnn.hardware import export, verify
-from marsnn.hardware.exporter import in_order
+from marsnn.hardware import export, integer, verify
+from marsnn.hardware.exporter import in_order, told_itself
 from marsnn.hardware.graph import extract
 from marsnn.hardware.quantize import input_scale, quantize
+from marsnn.hardware.stages import INPUT
 from marsnn.network import Network
 from marsnn.neurons import ATMN, LIF, TMN, IntegerLIF, LeakyIntegrator, Recurrent, get, names
 from marsnn.simulator import simulate
 from marsnn.ssm import S4D, SSD, SSDCore
+from tests.hardware.boundaries import loop_case
 from tests.hardware.networks import BUILD, build
 
 
@@ -307,6 +309,22 @@ def test_recurrent_connections_are_mapped(carry, image, tmp_path):
     (loop,) = bundle.graph["own"].loops
     assert (loop.form, loop.arrival) == ("conv" if image else "dense", "stream")
     assert verify(bundle.path, simulator="integer").ok
+
+
+def test_a_stage_that_is_told_its_own_spikes_sends_them_again():
+    """What the drift's teacher forcing rests on; told other ones it sends others."""
+    graph = loop_case().graph
+    inputs = loop_case().inputs
+    run = integer.run(graph, inputs)
+    changed = 0
+    for stage in graph.stages:
+        own = run.spikes[stage.name].astype(np.int64)
+        again, _ = integer.run_stage(graph, *told_itself(graph, stage, {INPUT: inputs}, own))
+        assert np.array_equal(again, own), stage.name
+        others, _ = integer.run_stage(graph, *told_itself(graph, stage, {INPUT: inputs}, np.ones_like(own)))
+        changed += not np.array_equal(others, own)
+        assert np.array_equal(others[::2, 0], own[::2, 0])  # before the first step there is nothing to tell
+    assert changed == len(graph.stages)
 
 
 def test_those_that_are_mapped_are_registered():

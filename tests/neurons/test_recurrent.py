@@ -202,6 +202,13 @@ def test_settings_are_those_of_the_neuron():
     module.neuron.surrogate = surrogate.triangular(0.5)
     assert module.surrogate == surrogate.triangular(0.5)
     assert module.encode(currents(3)).shape == (2, 3, N)
+    with pytest.raises(
+        InputError, match=r"threshold belongs to the LIF in it; set it at \.neuron\.threshold"
+    ):
+        module.threshold = torch.ones(N)
+    module.neuron.threshold = torch.full((N,), 1e9)
+    assert not module(currents(6, 3))[0].any()
+    module.backend = "reference"
     other = Recurrent(ALIF(N))
     with pytest.raises(InputError, match="recurrent LIF, this is a recurrent ALIF"):
         other.apply_settings(module.settings())

@@ -174,6 +174,7 @@ def run_layer(
     interval: int | None = None,
     clear_at: int | None = None,
     drops: bool = False,
+    told: Ints | None = None,
 ) -> tuple[Ints, int, int]:
     """Spikes [S, *N] of a layer for what arrives at its synapses at each step [S, *M], wraps and clips.
 
@@ -182,6 +183,7 @@ def run_layer(
         arriving: what its senders sent one step before.
         interval, clear_at: states are cleared at the steps n = clear_at modulo the interval, from 1.
         drops: what the layer's own spikes would bring back at those steps is dropped.
+        told: spikes [S, N] that come back in the place of its own.
     """
     sums = synapse(layer, arriving)
     own: tuple[NDArray[np.float64], int] | None = None
@@ -199,7 +201,8 @@ def run_layer(
         if cleared:
             u, v = np.zeros_like(u), np.zeros_like(v)
         if own is not None and row and not (cleared and drops):
-            a = int32(a + dense(spikes[row - 1][None], *own)[0])
+            back = spikes if told is None else told
+            a = int32(a + dense(back[row - 1][None], *own)[0])
         u, wrapped = wrap(int32(leak(u, layer.current_decay) + aligned(a)))
         v, clipped = clip(int32(leak(v, layer.voltage_decay) + u + bias))
         s = fires(v, fire)

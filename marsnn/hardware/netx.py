@@ -190,9 +190,10 @@ def write_netx(network: Network, sample: Tensor, path: PathLike) -> NetxExport:
             refusals.append(f"{stage.name}: {complaint}")
             signal = given = spikes.astype(np.int64)
             continue
-        alone, _, _ = run_layer(layer, given, interval, 1, drops=True)
+        expected = spikes.astype(np.int64)
+        alone, _, _ = run_layer(layer, given, interval, 1, drops=True, told=expected)
         signal, _, _ = run_layer(layer, signal, interval, 1, drops=True)
-        given = spikes.astype(np.int64)
+        given = expected
         reports.append(_report(stage, layer, overflow, alone, signal, given))
     if refusals:
         raise ExportError(refusals)

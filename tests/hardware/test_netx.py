@@ -102,6 +102,9 @@ def test_a_chain_by_hand(drops, spikes):
     arriving = np.zeros((4, 3), dtype=np.int64)
     arriving[0, 0] = 1
     assert run_layer(chain, arriving, 2, 1, drops)[0].tolist() == spikes
+    own = np.array(spikes)
+    assert run_layer(chain, arriving, 2, 1, drops, told=own)[0].tolist() == spikes
+    assert run_layer(chain, arriving, 2, 1, drops, told=0 * own)[0].tolist() != spikes
     assert run_layer(replace(chain, threshold=5), arriving + 0, 2, 1, drops)[0].sum() == 0
 
 

@@ -41,6 +41,11 @@ def _forwarded(name: str) -> Any:
     return property(lambda self: getattr(self.neuron, name), write)
 
 
+def _is_setting(neuron: Neuron, name: str) -> bool:
+    """Whether a neuron computes by it, unlike what libraries hang on a module."""
+    return name in neuron._buffers or name in neuron._parameters or name in neuron.settings()
+
+
 class Recurrent(Neuron):
     """Recurrent connections around any neuron that takes a current at every step.
 
@@ -108,7 +113,7 @@ class Recurrent(Neuron):
 
     def __setattr__(self, name: str, value: Any) -> None:
         inner = self.__dict__.get("_modules", {}).get("neuron")
-        if inner is not None and hasattr(inner, name) and not hasattr(self, name):
+        if inner is not None and not hasattr(self, name) and _is_setting(inner, name):
             raise InputError(
                 f"Recurrent: {name} belongs to the {inner._get_name()} in it; set it at .neuron.{name}"
             )

@@ -208,6 +208,11 @@ def test_settings_are_those_of_the_neuron():
         module.threshold = torch.ones(N)
     module.neuron.threshold = torch.full((N,), 1e9)
     assert not module(currents(6, 3))[0].any()
+    for name in ("beta", "reset"):
+        with pytest.raises(InputError, match=f"{name} belongs to the LIF"):
+            setattr(module, name, getattr(module.neuron, name))
+    for each in (module.neuron, module):
+        each._kept_by_a_library = True  # on every module, children first
     module.backend = "reference"
     other = Recurrent(ALIF(N))
     with pytest.raises(InputError, match="recurrent LIF, this is a recurrent ALIF"):

@@ -20,7 +20,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ from marsnn.neurons.fused import Drive, Kernel
 
 Backend = Literal["auto", "reference", "fused"]
 Carry = Literal["token", "sequence"]
+CHOICES: dict[str, tuple[str, ...]] = {"carry": get_args(Carry), "backend": get_args(Backend)}
+"""Settings that are one of a few words."""
 
 
 class UpdateCost(NamedTuple):
@@ -80,7 +82,7 @@ class Neuron(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.features = None if features is None else count("features", features)
-        self.steps = count("steps", steps)
+        self.steps = steps
         self.surrogate = surrogates.resolve(surrogate)
         if not isinstance(feature_dim, int) or feature_dim >= 0:
             raise InputError(
@@ -88,12 +90,17 @@ class Neuron(nn.Module, ABC):
                 "use -1 for [*, N], -3 for [*, N, height, width]"
             )
         self.feature_dim = feature_dim
-        if carry not in ("token", "sequence"):
-            raise InputError(f'carry must be "token" or "sequence", got {carry!r}')
         self.carry: Carry = carry
-        if backend not in ("auto", "reference", "fused"):
-            raise InputError(f'backend must be "auto", "reference" or "fused", got {backend!r}')
         self.backend: Backend = backend
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Settings are checked whenever they are set: a misspelt one would be taken for the other one."""
+        if name == "steps":
+            value = count(name, value)
+        elif name in CHOICES and value not in CHOICES[name]:
+            *most, last = (f'"{choice}"' for choice in CHOICES[name])
+            raise InputError(f"{name} must be {', '.join(most)} or {last}, got {value!r}")
+        super().__setattr__(name, value)
 
     # ---- the equation -------------------------------------------------------------------------------
 
@@ -115,6 +122,7 @@ class Neuron(nn.Module, ABC):
     def step(self, current: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """One micro-step: current [*, N] and a state (None: at rest) to (spikes [*, N], next state)."""
         self._check_current("current", current)
+        self._check_fields(state)
         state = self.initial_state(current) if state is None else state
         return self.equation(current, state, self.params(current))
 

@@ -531,6 +531,29 @@ def test_other_bad_settings(name):
             plain(name, features=None, beta=torch.full((N,), 0.5))
 
 
+@NAMES
+def test_settings_are_checked_when_they_are_set_later(name):
+    neuron = plain(name)
+    for setting, bad, told in (
+        ("carry", "seq", '"token" or "sequence", got \'seq\''),
+        ("backend", "fast", '"auto", "reference" or "fused", got \'fast\''),
+        ("steps", 0, "steps must be a whole number >= 1, got 0"),
+    ):
+        before = getattr(neuron, setting)
+        with pytest.raises(InputError, match=told):
+            setattr(neuron, setting, bad)
+        assert getattr(neuron, setting) == before
+
+
+@NAMES
+def test_another_neurons_state_is_refused(name):
+    neuron, x = plain(name), torch.zeros(3, 2, N)
+    state = (*neuron.initial_state(x[0]), x[0])
+    for call, argument in ((neuron, x), (neuron.step, x[0]), (neuron.trace, x)):
+        with pytest.raises(InputError, match="pass the state that an earlier call of the same neuron"):
+            call(argument, state)
+
+
 @pytest.mark.parametrize("name", [name for name in neurons.names() if takes(name, "threshold")])
 def test_threshold_tensor_of_another_size(name):
     for shape in ((N + 1,), (1, N), (0,)):

@@ -402,7 +402,10 @@ class Network(nn.Module):
                     raise InputError(f"skip {end!r} -> {target!r}: no layer named {end!r} in {self.names}")
             late = [source for source in sources if order[source] >= order[target]]
             if late or target == "input":
-                raise InputError(f"skip {late} -> {target!r}: a skip goes forward, from earlier to later")
+                raise InputError(
+                    f"skip {late} -> {target!r}: a skip goes forward, from earlier to later; spikes that come "
+                    "back to their own neurons are Recurrent(neuron)"
+                )
             checked[target] = sources
         return checked
 

@@ -403,8 +403,8 @@ class Network(nn.Module):
             late = [source for source in sources if order[source] >= order[target]]
             if late or target == "input":
                 raise InputError(
-                    f"skip {late} -> {target!r}: a skip goes forward, from earlier to later; spikes that come "
-                    "back to their own neurons are Recurrent(neuron)"
+                    f"skip {late} -> {target!r}: a skip goes forward, from earlier to later; spikes that "
+                    "come back to their own neurons are Recurrent(neuron)"
                 )
             checked[target] = sources
         return checked

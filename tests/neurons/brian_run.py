@@ -1,7 +1,8 @@
 """LIF networks in Brian 2, run by Brian's own Python: brian_run.py FOLDER answers every *.npz with a *.out.
 
 Each step of Brian's clock is one micro-step, and every update is written out as it is in `lif_step`. Brian
-delivers a spike one step after it was fired, so layer k runs k steps behind the input. Needs numpy, brian2.
+delivers a spike one step after it was fired, so layer k runs k steps behind the input, and what a population
+sends to itself comes back at its next step. Needs numpy, brian2.
 """
 
 import sys
@@ -17,13 +18,15 @@ EQUATIONS = """
 v : 1
 held : 1
 arrived : 1
+returned : 1
 bias : 1 (constant)
 beta : 1 (constant)
 threshold : 1 (constant)
 """
 UPDATE = """
-v = beta * v * keep(t) + (held + arrived + bias)
+v = beta * v * keep(t) + (held + arrived + returned * brought(t) + bias)
 arrived = 0
+returned = 0
 """
 RESETS = {"subtract": "v -= threshold", "zero": "v = 0"}
 
@@ -50,7 +53,10 @@ def run(case):
             threshold=f"v {case['fires']} threshold",
             reset=RESETS[str(case[f"reset/{layer}"])],
             dt=dt,
-            namespace={"keep": TimedArray(keep, dt)},
+            namespace={
+                "keep": TimedArray(keep, dt),
+                "brought": TimedArray(keep if case["drops"] else np.ones_like(keep), dt),
+            },
         )
         for name in ("bias", "beta", "threshold"):
             setattr(group, name, np.tile(np.broadcast_to(case[f"{name}/{layer}"], count), samples))
@@ -63,6 +69,14 @@ def run(case):
         sample, target, sender = np.indices((samples, count, width)).reshape(3, -1)
         synapses.connect(i=sample * width + sender, j=sample * count + target)
         synapses.w = weight[target, sender]
+        if f"loop/{layer}" in case:
+            own = case[f"loop/{layer}"] * case[f"threshold/{layer}"]
+            late = case["late"] * dt
+            loop = Synapses(group, group, "w : 1", on_pre="returned_post += w", delay=late, dt=dt)
+            sample, target, sender = np.indices((samples, count, count)).reshape(3, -1)
+            loop.connect(i=sample * count + sender, j=sample * count + target)
+            loop.w = own[target, sender]
+            network.add(loop)
         spikes, membrane = SpikeMonitor(group), StateMonitor(group, "v", record=True, when="end", dt=dt)
         network.add(group, update, synapses, spikes, membrane)
         groups.append(group)

@@ -11,28 +11,41 @@ import torch
 from torch import nn
 
 from marsnn import LIF, Network, simulate
+from marsnn.neurons import Recurrent
 
 RUNNER = Path(__file__).parent / "brian_run.py"
 pytestmark = [pytest.mark.sanafe, pytest.mark.xdist_group("brian")]
 
 T = 4
+LOOP_MUTANTS = {
+    "a step late": lambda made: {"late": 1},
+    "not dropped": lambda made: {"drops": False},
+    "transposed": lambda made: {"loop/1": made["recurrent2"].recurrent.weight.detach().numpy().T},
+    "the bare spike": lambda made: {"loop/0": made["recurrent1"].recurrent.weight.detach().numpy() / 1.5},
+}
 SETTINGS = [(reset, carry) for reset in ("subtract", "zero") for carry in ("token", "sequence")]
 
 
-def network(reset, carry, exact):
-    """5 -> 12 -> 7 -> 6 in float64; `exact`: weights are multiples of 1/32, so that no sum is rounded."""
+def network(reset, carry, exact, loops=False):
+    """5 -> 12 -> 7 -> 6 in float64; `exact`: weights are multiples of 1/32, so that no sum is rounded.
+
+    `loops`: the first two populations hear themselves.
+    """
+    around = Recurrent if loops else lambda neuron: neuron
     settings = {"steps": T, "reset": reset, "carry": carry}
     layers = [
         nn.Linear(5, 12),
-        LIF(12, beta=torch.linspace(0.5, 1, 12), threshold=1.5, **settings),
+        around(LIF(12, beta=torch.linspace(0.5, 1, 12), threshold=1.5, **settings)),
         nn.Linear(12, 7),
-        LIF(7, beta=0.83, **settings),
+        around(LIF(7, beta=0.83, **settings)),
         nn.Linear(7, 6),
         LIF(6, tau=3.0, threshold=0.75, **settings),
     ]
     made = Network(layers).double()
     for name, parameter in made.named_parameters():
         parameter.data = values(*parameter.shape, exact=exact) + (0.5 if name.endswith("bias") else 0)
+        if "recurrent." in name:
+            parameter.data /= 4
     return made
 
 
@@ -42,9 +55,12 @@ def values(*shape, exact):
 
 def case(made, x, fires=">="):
     """What `brian_run.py` reads."""
-    arrays = {"x": x.numpy(), "steps": T, "layers": 3, "fires": fires}
+    arrays = {"x": x.numpy(), "steps": T, "layers": 3, "fires": fires, "late": 0, "drops": True}
     layers = [made[name] for name in made.names]
     for k, (linear, lif) in enumerate(zip(layers[::2], layers[1::2], strict=True)):
+        if isinstance(lif, Recurrent):
+            arrays[f"loop/{k}"] = lif.recurrent.weight.detach().numpy()
+            lif = lif.neuron
         arrays |= {f"{name}/{k}": value.detach().numpy() for name, value in linear.named_parameters()}
         arrays |= {f"beta/{k}": lif.beta.numpy(), f"threshold/{k}": lif.threshold.numpy()}
         arrays |= {f"reset/{k}": lif.reset, f"carry/{k}": lif.carry}
@@ -67,12 +83,16 @@ def answers(brian_python, tmp_path_factory):
     """Case name -> (our recording, Brian's arrays); one run of Brian for all."""
     torch.manual_seed(0)
     folder, recordings = tmp_path_factory.mktemp("brian"), {}
-    for exact in (True, False):
+    for exact, loops in ((True, False), (False, False), (True, True), (False, True)):
         for reset, carry in SETTINGS:
-            made, x = network(reset, carry, exact), values(6, 3, 5, exact=exact)
-            name = f"{reset}-{carry}-{exact}"
+            made, x = network(reset, carry, exact, loops), values(6, 3, 5, exact=exact)
+            name = f"{reset}-{carry}-{exact}-{loops}"
             recordings[name] = simulate(made, x)
             np.savez(folder / f"{name}.npz", **case(made, x))
+    made, x = network("subtract", "token", True, loops=True), values(6, 3, 5, exact=True)
+    for name, change in LOOP_MUTANTS.items():
+        recordings[name] = simulate(made, x)
+        np.savez(folder / f"{name}.npz", **{**case(made, x), **change(made)})
     made, x = ties()
     recordings |= {"ties": simulate(made, x), "greater": simulate(made, x)}
     np.savez(folder / "ties.npz", **case(made, x))
@@ -95,11 +115,12 @@ def mismatches(answer):
     return sum(int((theirs[f"spikes/{k}"] != spikes).sum()) for k, spikes in enumerate(ours))
 
 
+@pytest.mark.parametrize("loops", [False, True])
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize(("reset", "carry"), SETTINGS)
-def test_spike_for_spike(answers, reset, carry, exact):
+def test_spike_for_spike(answers, reset, carry, exact, loops):
     """Membranes are the same bits where no sum is rounded; elsewhere the order of summation shows in them."""
-    recording, theirs = answers[f"{reset}-{carry}-{exact}"]
+    recording, theirs = answers[f"{reset}-{carry}-{exact}-{loops}"]
     assert mismatches((recording, theirs)) == 0
     for k, (spikes, membrane) in enumerate(
         zip(recording.spikes.values(), recording.membrane.values(), strict=True)
@@ -115,7 +136,7 @@ def test_a_tie_fires_in_both(answers):
     assert mismatches(answers["ties"]) == 0
 
 
-@pytest.mark.parametrize("mutant", ["greater", "forgets"])
+@pytest.mark.parametrize("mutant", ["greater", "forgets", *LOOP_MUTANTS])
 def test_another_rule_in_brian_is_seen(answers, mutant):
     """> for >=, and a layer that forgets at the end of a token."""
     assert mismatches(answers[mutant]) > 0

@@ -73,11 +73,13 @@ def run(
         written: the file that it leaves.   who: what ran, for the error.   fine: exit codes that are none.
 
     Raises:
-        error: another exit code, or no file; with the last line that the script said.
+        error: another exit code, or no file; with the last line that the script said, of errors if it named
+            any.
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     command = [python, "-B", str(script), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode not in fine or not written.is_file():
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise error(f"{who} failed (exit {done.returncode}): {last}")
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        raise error(f"{who} failed (exit {done.returncode}): {(errors or lines)[-1]}")

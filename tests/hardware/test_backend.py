@@ -38,6 +38,24 @@ sys.exit(run.main())
 """
 
 
+FAILING = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import atmn
+
+def fails(self, h):
+    raise ArithmeticError("on purpose")
+
+def ends(self, h):
+    import os
+    os._exit(7)
+
+atmn.PyATMNFixed.spikes = {"raises": fails, "ends": ends}[sys.argv.pop(1)]
+import run
+sys.exit(run.main())
+"""
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     torch.manual_seed(0)
@@ -85,3 +103,13 @@ def test_with_one_golden_spikes_decide(bundle, lava_python, tmp_path):
     found = started(command, MARSNN_LOIHI_HOST="10.0.0.1")
     assert found.returncode == 1
     assert "first: atmn1: token 1, step 0, neuron 2" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("how", "told"), [("raises", "ArithmeticError: on purpose"), ("ends", "it ended without a word")]
+)
+def test_a_process_that_fails_ends_the_run(how, told, bundle, lava_python):
+    """Lava would wait for it; the processes beside it are ended, too."""
+    found = started([lava_python, "-B", "-c", FAILING, RUNTIME, how, bundle.path])
+    assert found.returncode == 3, found.stderr
+    assert f"error: a process of Lava's failed: {told}" in found.stderr.splitlines()

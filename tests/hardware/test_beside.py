@@ -63,5 +63,8 @@ def test_a_failed_run_says_its_last_line(tmp_path):
     script.write_text(SCRIPT)
     with pytest.raises(LavaError, match=r"the run failed \(exit 1\): the last line"):
         beside.run(sys.executable, script, [out, "1"], out, "the run", LavaError)
+    script.write_text('print("error: the reason", file=__import__("sys").stderr)\n' + SCRIPT)
+    with pytest.raises(LavaError, match=r"the run failed \(exit 1\): the reason"):  # warnings may follow it
+        beside.run(sys.executable, script, [out, "1"], out, "the run", LavaError)
     with pytest.raises(LavaError, match=r"\(exit 0\)"):
         beside.run(sys.executable, script, [out, "0"], tmp_path / "other", "the run", LavaError)

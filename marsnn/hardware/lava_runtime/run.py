@@ -5,7 +5,7 @@
     python runtime_lava/run.py --backend loihi2 with the vendor's run configuration, on a host of a Loihi 2
 
 Exit 0: no mismatch. 1: mismatches, and where the first one is. 2: the bundle can't be read, or what the
-backend needs isn't there.
+backend needs isn't there. 3: a process of Lava's failed.
 """
 
 import argparse
@@ -194,6 +194,7 @@ def simulate(manifest, tensors, inputs, floating=False, run_cfg=None):
     """
     from lava.magma.core.run_conditions import RunSteps
     from lava.magma.core.run_configs import Loihi2SimCfg
+    from watch import Watch
     from wires import Sink
 
     builder = Builder(manifest, tensors, inputs, floating)
@@ -213,7 +214,8 @@ def simulate(manifest, tensors, inputs, floating=False, run_cfg=None):
         tag = "floating_pt" if floating else "fixed_pt"
         try:
             chosen = run_cfg or Loihi2SimCfg(select_tag=tag)
-            source.run(condition=RunSteps(num_steps=total), run_cfg=chosen)
+            with Watch(source):
+                source.run(condition=RunSteps(num_steps=total), run_cfg=chosen)
             saturations = {
                 name: sum(int(process.n_sat.get()[0]) for process in counting)
                 for name, counting in builder.counters.items()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from math import prod
 from typing import Any
 
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from marsnn.errors import InputError, ShapeError
 from marsnn.neurons.base import Carry, Neuron, UpdateCost
 from marsnn.neurons.foreign import guest_of, library
+from marsnn.neurons.states import state_type
 from marsnn.neurons.step_cost import measure
 
 PROBES = 32
@@ -96,6 +95,7 @@ class Adopted(Neuron):
         )
         self.module = module
         self._guest = guest
+        state_type(guest.fields)
         self._levels = None if levels is None else tuple(int(level) for level in levels)
         self._cost = None if update_cost is None else UpdateCost(*update_cost)
         if self._levels is None and guest.levels() is None:
@@ -291,12 +291,6 @@ def shaped(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     So that gradients which meet are summed in the order of their own loop.
     """
     return tensor if tensor.shape == tuple(shape) else tensor.reshape(*shape)
-
-
-@cache
-def state_type(fields: tuple[str, ...]) -> Any:
-    """The NamedTuple of those fields."""
-    return namedtuple("AdoptedState", fields)
 
 
 @contextmanager

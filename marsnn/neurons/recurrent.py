@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,24 +10,7 @@ from torch import Tensor, nn
 
 from marsnn.errors import InputError
 from marsnn.neurons.base import Neuron, UpdateCost
-
-_STATES: dict[tuple[str, ...], Any] = {}
-_PREFIX = "RecurrentState__"
-
-
-def state_of(fields: tuple[str, ...]) -> Any:
-    """The NamedTuple of a neuron's fields and the spikes that are on their way back."""
-    if fields not in _STATES:
-        made: Any = namedtuple("RecurrentState", (*fields, "spikes"))  # type: ignore[misc]
-        made.__name__ = made.__qualname__ = _PREFIX + "__".join(fields)
-        _STATES[fields] = made
-    return _STATES[fields]
-
-
-def __getattr__(name: str) -> Any:
-    if name.startswith(_PREFIX):  # a pickled state asks for its class
-        return state_of(tuple(name[len(_PREFIX) :].split("__")))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+from marsnn.neurons.states import state_type
 
 
 def _forwarded(name: str) -> Any:
@@ -108,7 +90,7 @@ class Recurrent(Neuron):
             neuron.features, neuron.steps, neuron.surrogate, neuron.feature_dim, neuron.carry, neuron.backend
         )
         self.neuron = neuron
-        state_of(neuron.state_fields())  # made here, for torch.compile can't
+        state_type(self.state_fields())
         self.recurrent = nn.Linear(neuron.features, neuron.features, bias=bool(bias))
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -124,7 +106,7 @@ class Recurrent(Neuron):
     @property
     def State(self) -> Any:  # type: ignore[override]
         """NamedTuple of the neuron's fields and `spikes`, each [*, N]."""
-        return state_of(self.neuron.state_fields())
+        return state_type(self.state_fields())
 
     def state_fields(self) -> tuple[str, ...]:  # type: ignore[override]
         return (*self.neuron.state_fields(), "spikes")

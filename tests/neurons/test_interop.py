@@ -855,3 +855,11 @@ def test_a_missing_library_is_one_line(monkeypatch):
     finally:
         lent._spikingjelly_form.cache_clear()
         lent._hidden_form.cache_clear()
+
+
+def test_states_of_theirs_are_pickled():
+    neuron = adopt(snn.Synaptic(alpha=0.8, beta=0.9))
+    state = neuron(currents(6, 3))[1]
+    again = pickle.loads(pickle.dumps(state))
+    assert type(again) is type(state) is neuron.State
+    assert same(tuple(again), tuple(state))

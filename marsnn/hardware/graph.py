@@ -360,30 +360,26 @@ class _Reader:
         """Put a stage behind the others; what it sends is the signal, and by `loop` comes back to it."""
         every_step = receiver is not None and receiver.integrates == "step"
         synapses: list[RealSynapse] = []
+
+        def join(label: str, source: str, port: str, own: Affine) -> None:
+            sender = receiver if source == name else self.neurons.get(source)
+            worth, arrival = _worth(sender, every_step, self.steps)
+            if sender is not None:
+                size = shape if source == name else self.outputs[source].shape
+                threshold = _wide(sender, sender.threshold, size)  # type: ignore[arg-type]
+                folded = own.columns(worth * threshold, size)
+                if isinstance(folded, str):
+                    self.refuse(source, folded)
+                else:
+                    own = folded
+            synapses.append(RealSynapse(self.free(label, source, synapses), source, port, arrival, own))
+
         for port, signal in ports.items():
             for term in signal.terms:
-                label = self.free(term.name or f"{name}.{term.source}", term.source, synapses)
-                sender = self.neurons.get(term.source)
-                worth, arrival = _worth(sender, every_step, self.steps)
                 own = each_of(shape) if term.map is None else term.map
-                if sender is not None:
-                    size = self.outputs[term.source].shape
-                    threshold = _wide(sender, sender.threshold, size)  # type: ignore[arg-type]
-                    folded = own.columns(worth * threshold, size)
-                    if isinstance(folded, str):
-                        self.refuse(term.source, folded)
-                        folded = own
-                    own = folded
-                synapses.append(RealSynapse(label, term.source, port, arrival, own))
+                join(term.name or f"{name}.{term.source}", term.source, port, own)
         if loop is not None:
-            assert receiver is not None
-            worth, arrival = _worth(receiver, every_step, self.steps)
-            own = loop.columns(worth * of["threshold"], shape)  # type: ignore[index, assignment]
-            if isinstance(own, str):
-                self.refuse(name, own)
-                own = loop
-            label = self.free(f"{name}.recurrent", name, synapses)
-            synapses.append(RealSynapse(label, name, "in", arrival, own))
+            join(f"{name}.recurrent", name, "in", loop)
         bias = {port: signal.bias for port, signal in ports.items()}
         self.stages.append(RealStage(name, kind, shape, tuple(synapses), bias, of or {}, **settings))
         return Signal(name, (Merged(name),), np.zeros(int(np.prod(shape))), shape)

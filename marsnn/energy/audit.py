@@ -23,12 +23,11 @@ from marsnn.checks import count as whole
 from marsnn.checks import finite
 from marsnn.energy import arithmetic
 from marsnn.energy.counts import OperationCounts
-from marsnn.energy.events import SpikeCounter, book_neuron, book_recurrence
+from marsnn.energy.events import SpikeCounter, book_neuron
 from marsnn.errors import InputError, MarsnnError, ShapeError
 from marsnn.gated import GatedLinear
 from marsnn.network import LINEAR_MAPS, Network, evaluating
 from marsnn.neurons.base import Neuron
-from marsnn.neurons.recurrent import Recurrent
 from marsnn.ssm import SequenceLayer
 
 QUIET = None
@@ -220,8 +219,6 @@ class Audit(TorchDispatchMode):
         def booked(spikes: Tensor, currents: Tensor, membrane: Tensor, before: Tensor) -> None:
             layer = self.counts.layer(self.names[neuron])
             book_neuron(layer, neuron, spikes, (spikes, currents, membrane, before))
-            if isinstance(neuron, Recurrent):
-                book_recurrence(layer, neuron, spikes)
             layer.bytes_moved += sum(t.numel() * t.element_size() for t in (currents, spikes))
 
         def over_steps(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,6 +22,7 @@ unattributed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -66,12 +67,11 @@ class SpikeCounter:
         if neuron.carry == "sequence":
             before[1:, 0] = membrane[:-1, -1]
         booked = self.counts.layer(self.prefix + name)
-        book_neuron(booked, neuron, spikes, (spikes, membrane, before))
+        by_step = [each.transpose(0, 1) for each in (spikes, membrane, before)]
+        book_neuron(booked, neuron, by_step[0], by_step)
         received = spikes.numel() // (spikes.shape[1] if neuron.integrates == "token" else 1)
         booked.bytes_moved += (received + spikes.numel()) * spikes.element_size()
         self._book_skips(name, booked, spikes[:, 0].numel())
-        if isinstance(neuron, Recurrent):
-            book_recurrence(booked, neuron, spikes.transpose(0, 1))
 
     def layer(self, name: str, layer: nn.Module, source: Signal, output: Signal) -> None:
         """Synapses, pools, skips; the arithmetic of other layers is audited where it happens."""
@@ -104,11 +104,7 @@ class SpikeCounter:
         for layer in maps:
             dense_of_a_token = 0
             for kind, values in parts:
-                effective, dense = layer_operations(layer, values.flatten(0, 2))
-                setattr(booked, kind, getattr(booked, kind) + effective)
-                dense_kind = f"dense_{kind}"
-                setattr(booked, dense_kind, getattr(booked, dense_kind) + dense)
-                dense_of_a_token = dense // len(values)
+                dense_of_a_token = book_map(booked, kind, layer, values.flatten(0, 2)) // len(values)
             booked.baseline_mac += dense_of_a_token
             if layer.bias is not None:
                 booked.add += result.numel()
@@ -123,10 +119,17 @@ class SpikeCounter:
         booked.add += len(self.network.skips.get(name, ())) * elements
 
 
-def book_neuron(
-    booked: LayerCounts, neuron: Neuron, spikes: Tensor, signs_of_life: tuple[Tensor, ...]
-) -> None:
-    """Book one update per element of `spikes`, active where any of `signs_of_life` is not zero."""
+def book_map(booked: LayerCounts, kind: str, layer: nn.Module, values: Tensor) -> int:
+    """Book what values [B, *] cost in a map, as the field `kind` and its dense twin, which is returned."""
+    effective, dense = layer_operations(layer, values)
+    for name, operations in ((kind, effective), (f"dense_{kind}", dense)):
+        setattr(booked, name, getattr(booked, name) + operations)
+    return dense
+
+
+def book_neuron(booked: LayerCounts, neuron: Neuron, spikes: Tensor, signs_of_life: Sequence[Tensor]) -> None:
+    """Book one update per element of spikes [T, *, N], active where any of `signs_of_life` is not zero, and
+    the synapses from a `Recurrent` to itself."""
     active = torch.zeros_like(spikes, dtype=torch.bool)
     for sign in signs_of_life:
         active |= sign != 0
@@ -138,17 +141,14 @@ def book_neuron(
     cost = neuron.update_cost
     booked.mul += updates * cost.mul
     booked.add += updates * cost.add
+    if isinstance(neuron, Recurrent):
+        _book_recurrence(booked, neuron, spikes)
 
 
-def book_recurrence(booked: LayerCounts, neuron: Recurrent, spikes: Tensor) -> None:
-    """Book the synapses from a population to itself, of spikes [T, *, N].
-
-    Every spike is sent back, on a chip also that of a token's last step, after which the state is cleared.
-    """
-    effective, dense = layer_operations(neuron.recurrent, spikes.movedim(neuron.feature_dim, -1))
+def _book_recurrence(booked: LayerCounts, neuron: Recurrent, spikes: Tensor) -> None:
+    """Every spike is sent back: a chip sends that of a token's last step, too, and then clears the state."""
     kind = _kind_of_spike(neuron).replace("moving", "mac")
-    for name, operations in ((kind, effective), (f"dense_{kind}", dense)):
-        setattr(booked, name, getattr(booked, name) + operations)
+    dense = book_map(booked, kind, neuron.recurrent, spikes.movedim(neuron.feature_dim, -1))
     booked.baseline_mac += dense // len(spikes)
     moved = (*neuron.recurrent.parameters(), spikes)
     booked.bytes_moved += sum(tensor.numel() * tensor.element_size() for tensor in moved)

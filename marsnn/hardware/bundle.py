@@ -442,7 +442,8 @@ def _stage(where: str, row: Mapping[str, Any], tensors: _Arrays, graph: IntegerG
     for value in row["unit"]:
         _positive(where, f"{name}.unit", value)
     bare = Stage(name, kind, shape, (), bias, arrays, row["reset"], row["carry"])
-    synapses = tuple(_synapse(where, bare, each, tensors, graph) for each in row["synapses"])
+    heard = replace(graph, stages=(*graph.stages, bare)) if KINDS[kind].hears_itself else graph
+    synapses = tuple(_synapse(where, bare, each, tensors, heard) for each in row["synapses"])
     silent = sorted(set(bias) - {synapse.port for synapse in synapses if synapse.source != name})
     if silent:
         raise BundleError(f"{where}: no synapse ends at {name}.{silent[0]}; export it again")
@@ -484,8 +485,6 @@ def _synapse(
     kind, bias = stage.kind, stage.bias
     name = row["name"]
     source, port, form, arrival = row["source"], row["port"], row["form"], row["arrival"]
-    if KINDS[kind].hears_itself:
-        graph = replace(graph, stages=(*graph.stages, stage))
     if source != INPUT and source not in [each.name for each in graph.stages]:
         raise BundleError(f"{where}: {name} comes from {_shown(source)}, which is no stage before it")
     if port not in bias:

@@ -155,7 +155,7 @@ def _count(graph: IntegerGraph, stage: Stage, entering: dict[str, Ints]) -> Boun
 
 def _lif(graph: IntegerGraph, stage: Stage, entering: dict[str, Ints]) -> Bounds:
     of, most = stage.arrays, stage.number("most")
-    lasting = graph.steps * (graph.tokens_per_sample if stage.carry == "sequence" else 1)
+    lasting = graph.steps * graph.together(stage.carry)
     current = _series(entering["in"], of["current_decay"], lasting)
     # An inhibited membrane never resets, and sums a geometric series of currents; a spike leaves a membrane
     # no further below zero than its amplitude is above its level.

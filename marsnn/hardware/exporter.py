@@ -250,8 +250,7 @@ def told_itself(
     """A stage that hears given spikes [W, T, N] in the place of its own, as if another one sent them."""
     if not stage.loops:
         return stage, dict(sent)
-    length = graph.steps * (graph.tokens_per_sample if stage.carry == "sequence" else 1)
-    runs = spikes.reshape(-1, length, stage.neurons)
+    runs = spikes.reshape(-1, graph.steps * graph.together(stage.carry), stage.neurons)
     late = np.zeros_like(runs)
     late[:, 1:] = runs[:, :-1]
     other = f"{stage.name}, a step ago"

@@ -163,10 +163,9 @@ class _Prepared:
             if synapse.form == "dense" and _narrow(graph, synapse):
                 self.events[synapse.name] = in_blocks(synapse.weight)
                 self.factors[synapse.name] = _factors(synapse, graph.steps)
-        # What comes back: one matrix of narrow numbers, or `integer` runs the stage.
-        self.back = next((self.events.get(loop.name) for loop in stage.loops), None)
-        fits = len(stage.loops) == (self.back is not None)
-        self.numbers = _numbers(stage) if fits else None
+        # What comes back is one matrix of narrow numbers, or `integer` runs the stage.
+        self.back = self.events.get(stage.loops[0].name) if len(stage.loops) == 1 else None
+        self.numbers = _numbers(stage) if self.back is not None or not stage.loops else None
         self.kept = threading.local()
 
     def run(self, sent: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], int]:
@@ -363,7 +362,7 @@ def _lif(
     """`back`: weights by which its spikes come back, in blocks."""
     tokens = len(currents)
     spikes = np.empty((tokens, graph.steps, stage.neurons), dtype=np.int8)
-    length = graph.tokens_per_sample if stage.carry == "sequence" else 1
+    length = graph.together(stage.carry)
     clipped = loops.lif(
         currents.ctypes.data, numbers.ctypes.data, spikes.ctypes.data, tokens // length, length * graph.steps,
         stage.neurons, currents.shape[-1], stage.number("most"), stage.number("signed"),

@@ -211,7 +211,7 @@ def lif(graph: IntegerGraph, stage: Stage, arrived: Mapping[str, Ints]) -> tuple
     driven = arrived["in"]
     tokens, steps, neurons = driven.shape
     # Runs of tokens that share a state: one token each, or the tokens of a sample one after the other.
-    length = graph.tokens_per_sample if stage.carry == "sequence" else 1
+    length = graph.together(stage.carry)
     trains = driven.reshape(tokens // length, length * steps, neurons)
     v = i = adapted = np.zeros_like(trains[:, 0])
     spikes = np.zeros_like(trains)

@@ -365,7 +365,7 @@ class _Chooser:
 
     def lasting(self, real: RealStage) -> int:
         """Steps over which a membrane is kept."""
-        return self.real.steps * (self.graph.tokens_per_sample if real.carry == "sequence" else 1)
+        return self.real.steps * self.graph.together(real.carry)
 
     def coarse(self, real: RealStage, port: str, scale: Reals) -> NDArray[np.bool_]:
         """Channels [N] that lost more than `COARSE` bits, and whose rounding shows at their threshold."""

@@ -277,6 +277,10 @@ class IntegerGraph:
         """Neurons of a sender, the input included."""
         return int(np.prod(self.inputs)) if sender == INPUT else self[sender].neurons
 
+    def together(self, carry: str) -> int:
+        """How many tokens in a row share the state of a stage that takes currents."""
+        return self.tokens_per_sample if carry == "sequence" else 1
+
     def sends(self, sender: str) -> Literal["train", "value"]:
         return "value" if sender == INPUT else self[sender].sends
 

@@ -35,8 +35,7 @@ def clock(stages, steps):
         }
         opened = opens[stage["name"]] = max(ready.values())
         trains[stage["name"]] = stage["kind"] in TRAINS
-        delays.update({each["name"]: 0 for each in stage["synapses"]})
-        delays.update({name: opened - step for name, step in ready.items()})
+        delays.update({each["name"]: opened - ready.get(each["name"], opened) for each in stage["synapses"]})
     return opens, delays
 
 

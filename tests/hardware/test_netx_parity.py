@@ -315,6 +315,16 @@ def test_an_edited_weight_is_found(lava_python, warm_lava, tmp_path):
     )
 
 
+def test_the_page_says_how_much_was_compared(cases):
+    page = (Path(__file__).parents[2] / "docs" / "netx.md").read_text(encoding="utf-8")
+    random = [case for case in cases if case.name.startswith("random")]
+    looping_ones = [case for case in random if any(x.recurrent is not None for x in case.model.layers)]
+    assert f"| {len(random)}, dense, convolutional and {len(looping_ones)} that hear themselves" in page
+    loops = [name for name, (function, _) in FUNCTIONS.items() if function == "run_layer" or "loop" in name]
+    others = len(FUNCTIONS) - len(loops)
+    assert f"| {others} of the arithmetic, {len(MODELS)} of the model and {len(loops)} of the loops" in page
+
+
 def test_the_page_s_example_runs(lava_python, warm_lava, tmp_path, monkeypatch, capsys):
     page = Path(__file__).parents[2] / "docs" / "netx.md"
     (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)

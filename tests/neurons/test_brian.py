@@ -129,6 +129,13 @@ def test_spike_for_spike(answers, reset, carry, exact, loops):
         assert np.abs(theirs[f"membrane/{k}"] - membrane).max() <= (0 if exact else 1e-12)
 
 
+def test_the_page_says_how_many_slots_were_compared(answers):
+    alike = [recording for name, (recording, _) in answers.items() if name.endswith(("-True", "-False"))]
+    slots = sum(spikes.size for recording in alike for spikes in recording.spikes.values())
+    page = (Path(__file__).parents[2] / "docs" / "validators.md").read_text(encoding="utf-8")
+    assert f"No mismatch in {slots:,} spike slots." in page
+
+
 def test_a_tie_fires_in_both(answers):
     recording, _ = answers["ties"]
     assert recording.spikes["lif1"][0, 0].all()
